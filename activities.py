@@ -1,0 +1,502 @@
+"""The two activities: every byte that leaves the process for a model or a tool leaves from here.
+
+`llm_stream_activity` fetches the transcript from its workflow, calls the model and drains the answer.
+`tool_call_activity` calls the original function of a tool by name. Both heartbeat in the background, so that
+the server notices a dead worker within seconds, and both sort their failures: what would fail again the same
+way is final, the rest is left to the retry policy.
+
+Nothing here names a tool, a model or a task queue. Copy this file together with durable.py.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, override
+
+import httpx
+import pydantic
+import vercel_ai_sdk as ai
+from pydantic_core import from_json, to_jsonable_python
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from vercel_ai_sdk.ai_gateway.errors import GatewayInternalServerError, GatewayResponseError
+from vercel_ai_sdk.core import llm as events
+
+PAYLOAD_LIMIT = 2 * 1024 * 1024
+"""Bytes. Temporal servers refuse a larger payload by default (`limit.blobSize.error`), and would be asked again."""
+
+QUERY = "model_request"
+"""Name of the query with which a model activity fetches its request. durable.py registers the handler."""
+
+QUERY_PAGE = 1024 * 1024
+"""Bytes. A query's answer is a payload too: longer transcripts are fetched in pages of this size."""
+
+REJECTED = "rejected_tool_call"
+"""Name of the tool that stands in for a call no tool can take. durable.py registers it."""
+
+MALFORMED_ANSWER_ATTEMPTS = 3
+"""A model that answers with nothing, or not in the asked format, may do better when asked again, but not for ever."""
+
+GATEWAY_URL = "https://ai-gateway.vercel.sh/v3/ai"
+
+# What the same call with the same input would raise again. Everything else may be a passing fault.
+FINAL_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    httpx.InvalidURL,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
+
+# ── What crosses between workflow and activities ─────────────────────────────────────────────────────────
+
+
+def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    # JSON has no bytes, and `FilePart.data` may be a string as well: mark the ones that have to turn back.
+    parts, binary = list(message.parts), []
+    for i, part in enumerate(parts):
+        if isinstance(part, ai.FilePart) and isinstance(part.data, bytes):
+            parts[i] = part.model_copy(update={"data": base64.b64encode(part.data).decode()})
+            binary.append(i)
+    dumped: dict[str, Any] = handler(message.model_copy(update={"parts": parts}) if binary else message)
+    for i in binary:
+        dumped["parts"][i]["encoding"] = "base64"
+    return dumped
+
+
+def _load_message(value: Any) -> Any:
+    if isinstance(value, dict):
+        for part in value.get("parts", ()):
+            if isinstance(part, dict) and part.get("type") == "file" and part.pop("encoding", None) == "base64":
+                part["data"] = base64.b64decode(part["data"])
+    return value
+
+
+WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pydantic.BeforeValidator(_load_message)]
+"""An `ai.Message` that comes out of JSON as it went in, binary files included."""
+
+
+class ToolSpec(pydantic.BaseModel):
+    """What the model is told about a tool (`ai.ToolLike`)."""
+
+    name: str
+    description: str
+    param_schema: dict[str, Any]
+
+
+class ModelRequest(pydantic.BaseModel):
+    """Everything one model call is made of. Stays out of the history: the activity queries its workflow for it."""
+
+    messages: list[WireMessage]
+    tools: list[ToolSpec] = []
+    output_type: pydantic.ImportString[type[pydantic.BaseModel]] | None = None
+
+
+class ModelCall(pydantic.BaseModel):
+    """Input of `llm_stream_activity`: which request of its workflow run to fetch, and whom to ask."""
+
+    model: str
+    number: int
+    idle_timeout: timedelta
+
+
+class ModelReply(pydantic.BaseModel):
+    """Result of `llm_stream_activity`. `finish_reason` is None where the model class does not tell it."""
+
+    message: WireMessage
+    finish_reason: str | None = None
+
+
+class ToolCall(pydantic.BaseModel):
+    """Input of `tool_call_activity`."""
+
+    tool: str
+    arguments: dict[str, pydantic.JsonValue]
+
+
+class ToolReply(pydantic.BaseModel):
+    """Result of `tool_call_activity`: what the function returned, as JSON, which is how the model will read it."""
+
+    result: pydantic.JsonValue
+
+
+# ── The model ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _ErrorPartTransport(httpx.AsyncHTTPTransport):
+    """Raises when an `error` part arrives in the stream: `GatewayModel` skips it, and with it the reason."""
+
+    @override
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if response.status_code < 400 and isinstance(response.stream, httpx.AsyncByteStream):
+            response.stream = _ErrorPartStream(response.stream)
+        return response
+
+
+class _ErrorPartStream(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    @override
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        line = b""
+        async for chunk in self._stream:
+            *complete, line = (line + chunk).split(b"\n")
+            for data in complete:
+                if data.startswith(b"data: ") and b'"error"' in data:
+                    self._check(data.removeprefix(b"data: "))
+            yield chunk
+
+    def _check(self, data: bytes) -> None:
+        try:
+            part = json.loads(data)
+        except ValueError:
+            return
+        if isinstance(part, dict) and part.get("type") == "error":
+            error = part.get("error")
+            reason = error.get("message", error) if isinstance(error, dict) else error
+            raise GatewayInternalServerError(f"the model's stream reported an error: {reason}")
+
+    @override
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
+    """The SDK's `GatewayModel`, with an end to its stream that can be relied on.
+
+    Reads `AI_GATEWAY_API_KEY` and `AI_GATEWAY_BASE_URL` from the environment of the worker.
+
+    Args:
+        model: The model's id, as `provider/model`.
+
+    Raises:
+        GatewayError: From `stream()`, as in the SDK; also for an `error` part in the middle of the stream and for
+            a stream without a `finish` part, which the SDK would return as if they were whole answers.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            model,
+            base_url=os.environ.get("AI_GATEWAY_BASE_URL") or GATEWAY_URL,
+            # The transport below reads the stream as it comes, which a compressed one would hide from it.
+            headers={"Accept-Encoding": "identity"},
+            # Private: the SDK has no public way to see the parts that it drops.
+            _transport=_ErrorPartTransport(),
+        )
+        self.finish_reason: str | None = None
+
+    @override
+    async def stream_events(
+        self,
+        messages: list[ai.Message],
+        tools: Sequence[ai.ToolLike] | None = None,
+        output_type: type[pydantic.BaseModel] | None = None,
+    ) -> AsyncGenerator[events.StreamEvent]:
+        async with aclosing(_separate_calls(super().stream_events(messages, tools, output_type))) as stream:
+            async for event in stream:
+                if isinstance(event, events.MessageDone):
+                    self.finish_reason = event.finish_reason
+                yield event
+        if self.finish_reason is None:
+            raise GatewayResponseError("the model's stream ended before its finish part")
+        if self.finish_reason == "error":
+            raise GatewayResponseError("the model's stream finished with an error")
+
+
+async def _separate_calls(stream: AsyncGenerator[events.StreamEvent]) -> AsyncGenerator[events.StreamEvent]:
+    """Give a second tool call with a used id an id of its own; the SDK's `StreamHandler` would merge the two.
+
+    A call normally comes twice, streamed (`tool-input-*`) and then whole (`tool-call`), so a repeated id means
+    another call only if its name or arguments differ.
+    """
+    calls: dict[str, list[tuple[str, str]]] = {}
+    open_calls: dict[str, tuple[str, str]] = {}
+    async with aclosing(stream):
+        async for event in stream:
+            match event:
+                case events.ToolStart(tool_call_id=id, tool_name=name):
+                    open_calls[id] = (name, "")
+                case events.ToolArgsDelta(tool_call_id=id, delta=delta) if id in open_calls:
+                    name, arguments = open_calls[id]
+                    open_calls[id] = (name, arguments + delta)
+                case events.ToolEnd(tool_call_id=id) if id in open_calls:
+                    call = open_calls.pop(id)
+                    known = calls.setdefault(id, [])
+                    if known and not known[-1][1]:
+                        known[-1] = call  # announced without arguments, now whole
+                    elif not any(_same_call(call, other) for other in known):
+                        known.append(call)
+                    else:
+                        continue
+                    emitted = id if len(known) == 1 else f"{id}-{len(known)}"
+                    yield events.ToolStart(emitted, call[0])
+                    yield events.ToolArgsDelta(emitted, call[1])
+                    yield events.ToolEnd(emitted)
+                case _:
+                    yield event
+
+
+def _same_call(a: tuple[str, str], b: tuple[str, str]) -> bool:
+    try:
+        return a[0] == b[0] and (a[1] == b[1] or from_json(a[1]) == from_json(b[1]))
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class ModelActivities:
+    """Holds what the model activity depends on, so that a worker can be given another model class.
+
+    Args:
+        make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called
+            once a call, because a model may keep the state of its stream.
+    """
+
+    make_model: Callable[[str], ai.LanguageModel] = CheckedGatewayModel
+
+    @activity.defn
+    async def llm_stream_activity(self, call: ModelCall) -> ModelReply:
+        """Fetch a request from the calling workflow, send it to the model, and return the finished message.
+
+        Raises:
+            ApplicationError: Not retryable where asking again cannot help (a bad key, an unknown model, a bad
+                request), retryable otherwise (see `final`).
+        """
+        with _sorted_failures():
+            async with _heartbeats():
+                request = await _fetch_request(call.number)
+                model = self.make_model(call.model)
+                message = await _drain(model, request, call.idle_timeout)
+                reply = ModelReply(
+                    message=_well_formed(message, request),
+                    finish_reason=getattr(model, "finish_reason", None),
+                )
+                if not message.parts or not (message.tool_calls or message.files or _text(message).strip()):
+                    raise _malformed_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
+                _check_size("the model's answer", reply)
+                return reply
+
+
+async def _fetch_request(number: int) -> ModelRequest:
+    """Ask the workflow that scheduled this activity for the transcript: a query's answer is not in the history."""
+    info = activity.info()
+    assert info.workflow_id is not None
+    handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+    data = bytearray()
+    while True:
+        page = await handle.query(QUERY, args=[number, len(data)], result_type=bytes)
+        data += page
+        if len(page) < QUERY_PAGE:
+            return ModelRequest.model_validate_json(bytes(data))
+
+
+async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta) -> ai.Message:
+    message: ai.Message | None = None
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(idle_timeout.total_seconds()) as stalled:
+            stream = model.stream(request.messages, request.tools or None, output_type=request.output_type)
+            async with aclosing(stream):
+                async for message in stream:  # noqa: B007  # the last one is the whole message
+                    stalled.reschedule(clock() + idle_timeout.total_seconds())
+    except TimeoutError:
+        if stalled.expired():
+            raise TimeoutError(f"the model sent nothing for {idle_timeout.total_seconds():g} s") from None
+        raise
+    except (json.JSONDecodeError, pydantic.ValidationError) as error:
+        raise _malformed_answer(f"the model's answer is not a {request.output_type}: {_one_line(error)}") from None
+    if message is None:
+        raise _malformed_answer("the model's stream was empty")
+    return message
+
+
+def _malformed_answer(problem: str) -> ApplicationError:
+    last = activity.info().attempt >= MALFORMED_ANSWER_ATTEMPTS
+    return ApplicationError(problem, type="MalformedAnswer", non_retryable=last)
+
+
+def _well_formed(message: ai.Message, request: ModelRequest) -> ai.Message:
+    """Make a model's message safe to keep: whatever is in the transcript is sent again with every later call.
+
+    Calls that no offered tool can take (a made-up name, arguments that are no JSON object) become calls of the
+    `REJECTED` tool, which answers the model with the problem; every tool call gets an id that is unique in the
+    transcript; halves of surrogate pairs, which cannot be encoded, are joined or replaced.
+    """
+    offered = [tool.name for tool in request.tools]
+    ids = {part.tool_call_id for earlier in request.messages for part in earlier.tool_calls}
+    parts: list[ai.Part] = []
+    for part in message.parts:
+        match part:
+            case ai.TextPart() | ai.ReasoningPart():
+                parts.append(part.model_copy(update={"text": _encodable(part.text), "delta": None}))
+            case ai.ToolPart():
+                name, arguments, id = map(_encodable, (part.tool_name, part.tool_args, part.tool_call_id))
+                problem = _call_problem(name, arguments, offered)
+                if problem:
+                    call = {"tool": name, "arguments": arguments, "problem": problem}
+                    name, arguments = REJECTED, json.dumps(call, ensure_ascii=False)
+                unique, n = id or "call", 1
+                while unique in ids:
+                    n += 1
+                    unique = f"{id or 'call'}-{n}"
+                ids.add(unique)
+                update = {"tool_call_id": unique, "tool_name": name, "tool_args": arguments, "args_delta": None}
+                parts.append(part.model_copy(update=update))
+            case _:
+                parts.append(part)
+    return message.model_copy(update={"parts": parts})
+
+
+def _call_problem(name: str, arguments: str, offered: list[str]) -> str | None:
+    if name not in offered:
+        return f"there is no tool {name!r}; the tools are: {', '.join(offered) or 'none'}"
+    try:
+        # Stricter than json.loads, which lets NaN and lone surrogates through to the next request.
+        value = from_json(arguments or "{}", allow_inf_nan=False)
+    except ValueError as error:
+        return f"the arguments of {name} are not valid JSON: {error}"
+    return None if isinstance(value, dict) else f"the arguments of {name} must be a JSON object"
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text(message: ai.Message) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+
+
+# ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
+
+_originals: dict[str, Callable[..., Awaitable[object]]] = {}
+
+
+def register_tool[**P, R](name: str, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """Keep the original function of a tool for `tool_call_activity`, and return it as the activity will call it.
+
+    `temporal_tool()` calls this when a module is imported, so that every worker process has every tool, also one
+    that never ran the workflow.
+
+    Args:
+        name: The tool's name, as the model knows it.
+        function: The function that the SDK's `@ai.tool` was put on. The arguments come from JSON and are turned
+            into what its annotations say: pydantic models, dates, …
+    """
+    _originals[name] = typed = pydantic.validate_call(function)
+    return typed
+
+
+@activity.defn
+async def tool_call_activity(call: ToolCall) -> ToolReply:
+    """Call the original function of a tool and return what it returned, as JSON.
+
+    Raises:
+        ApplicationError: Not retryable for an error that the same arguments would cause again (see `final`), and
+            for a result that is not JSON or over `PAYLOAD_LIMIT`; retryable for the rest, and for a tool that this
+            worker does not have, since another one may.
+    """
+    function = _originals.get(call.tool)
+    if function is None:
+        raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
+    with _sorted_failures():
+        async with _heartbeats():
+            result = await function(**call.arguments)
+        try:
+            reply = ToolReply(result=to_jsonable_python(result, bytes_mode="base64"))
+            json.dumps(reply.result, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"the result of {call.tool} is not JSON: {_one_line(error)}") from None
+        _check_size(f"the result of {call.tool}", reply)
+        return reply
+
+
+# ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def _heartbeats() -> AsyncGenerator[None]:
+    """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
+    timeout = activity.info().heartbeat_timeout
+    if timeout is None:
+        yield
+        return
+
+    async def beat(seconds: float) -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(seconds)
+
+    task = asyncio.create_task(beat(timeout.total_seconds() / 3))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextmanager
+def _sorted_failures() -> Iterator[None]:
+    """Turn what the body raises into an `ApplicationError` that says whether to try again, without any secret."""
+    try:
+        yield
+    except ApplicationError:
+        raise
+    except asyncio.CancelledError:
+        details = activity.cancellation_details()
+        if details is not None and details.worker_shutdown:
+            # Left alone, the server would wait for the heartbeat timeout before it gave the call to another worker.
+            raise ApplicationError(
+                "the worker was shut down",
+                type="WorkerShutdown",
+                next_retry_delay=timedelta(milliseconds=1),
+                category=ApplicationErrorCategory.BENIGN,
+            ) from None
+        raise
+    except Exception as error:
+        # `from None`: a cause would put its own, unredacted text into the history.
+        raise ApplicationError(_one_line(error), type=type(error).__name__, non_retryable=final(error)) from None
+
+
+def final(error: BaseException) -> bool:
+    """Whether the same call would fail the same way again, so that retrying it only costs time and money.
+
+    An HTTP status decides where there is one (`status_code` on the error, as the SDKs of the model providers have
+    it, or on its `response`): 4xx is final but for 408, 409, 425 and 429. Otherwise the type decides.
+    """
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in (408, 409, 425, 429)
+    # GatewayModel wraps whatever goes wrong, a bug included, into an error that looks like the server's.
+    return isinstance(error, FINAL_ERRORS) or isinstance(error.__cause__, FINAL_ERRORS)
+
+
+def _one_line(error: BaseException) -> str:
+    """The error's text in one line, without the values of secrets in the environment (a server may echo them)."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for name, value in os.environ.items():
+        if value and name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
+            text = text.replace(value.strip(), f"${name}")
+    return _encodable(text)[:2000]
+
+
+def _check_size(what: str, value: pydantic.BaseModel) -> None:
+    size = len(value.model_dump_json().encode())
+    if size > PAYLOAD_LIMIT:
+        raise ApplicationError(
+            f"{what} has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,} for one payload",
+            type="PayloadTooLarge",
+            non_retryable=True,
+        )

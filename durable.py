@@ -1,0 +1,392 @@
+"""The bridge: routes the model and tool calls of an unchanged agent loop into Temporal activities.
+
+    with workflow.unsafe.imports_passed_through():
+        from durable import TemporalLanguageModel, temporal_failures, temporal_tools
+
+    tools = temporal_tools(get_weather, get_population)        # when the module is imported
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        llm = TemporalLanguageModel("provider/model")
+        with temporal_failures():
+            async for message in ai.run(agent, llm, query):    # the loop does not know
+                ...
+
+Everything here runs inside workflows and is replayed: no clock, no randomness, no I/O.
+Nothing here names a tool, a model or a task queue. Copy this file together with activities.py.
+"""
+
+import asyncio
+import functools
+import inspect
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Any, ClassVar, Unpack, cast, override
+from weakref import WeakKeyDictionary
+
+import pydantic
+import vercel_ai_sdk as ai
+from pydantic_core import to_json, to_jsonable_python
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError, is_cancelled_exception
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
+
+from activities import (
+    QUERY,
+    QUERY_PAGE,
+    REJECTED,
+    ModelActivities,
+    ModelCall,
+    ModelRequest,
+    ToolCall,
+    ToolSpec,
+    register_tool,
+    tool_call_activity,
+)
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+"""How long a dead worker goes unnoticed. The activities heartbeat three times as often."""
+
+MODEL_OPTIONS = workflow.ActivityConfig(
+    # Far longer than an answer takes: silence is found by the idle timeout, a dead worker by the heartbeats.
+    start_to_close_timeout=timedelta(minutes=10),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    # About half an hour of attempts: rides out an outage of the provider, but not for ever. There is no
+    # schedule-to-close timeout, which would go on counting while no worker runs.
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
+)
+
+TOOL_OPTIONS = workflow.ActivityConfig(
+    start_to_close_timeout=timedelta(minutes=10),
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+    # Fewer: when a tool does not work, the model can often do without it.
+    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10), maximum_attempts=5),
+)
+
+WORKFLOW_RUNNER = SandboxedWorkflowRunner(
+    # The SDK imports some of its modules only when they are used, which for the sandbox would be inside a workflow.
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("vercel_ai_sdk", "pydantic", "pydantic_core")
+)
+"""The `workflow_runner` for every `Worker` and `Replayer` of workflows that use this file."""
+
+SUMMARY_BYTES = 200
+"""Longest summary given to an activity. The server refuses one over 400 bytes."""
+
+
+def _activity_options(
+    summary: str, defaults: workflow.ActivityConfig, options: workflow.ActivityConfig
+) -> workflow.ActivityConfig:
+    if len(data := summary.encode()) > SUMMARY_BYTES:
+        summary = data[:SUMMARY_BYTES].decode(errors="ignore") + "…"
+    merged = workflow.ActivityConfig(summary=summary)
+    merged.update(defaults)
+    merged.update(options)
+    return merged
+
+
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TemporalLanguageModel(ai.LanguageModel):
+    """A language model whose calls are activities. For use inside a workflow.
+
+    Args:
+        model: The model's name; the worker's `ModelActivities` makes the real model of it.
+        max_calls: How many calls to allow, so that a loop that never ends does not cost money for ever.
+        idle_timeout: How long the model may send nothing at all before the call is given up and tried again.
+            Two minutes, since some models think for more than one before the first word.
+        options: Activity options, over the ones in `MODEL_OPTIONS`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_calls: int = 50,
+        idle_timeout: timedelta = timedelta(minutes=2),
+        **options: Unpack[workflow.ActivityConfig],
+    ) -> None:
+        self.model = model
+        self.max_calls = max_calls
+        self.calls = 0
+        self.finish_reason: str | None = None
+        """Why the latest answer ended, as the model said: `stop`, `tool-calls`, `length`, `content-filter`, …"""
+        self._idle_timeout = idle_timeout
+        self._options = options
+
+    @override
+    async def stream(
+        self,
+        messages: list[ai.Message],
+        tools: Sequence[ai.ToolLike] | None = None,
+        output_type: type[pydantic.BaseModel] | None = None,
+    ) -> AsyncGenerator[ai.Message]:
+        """Run one model call as an activity and yield the finished message.
+
+        Raises:
+            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
+            ActivityError: The call failed for good.
+        """
+        if self.calls >= self.max_calls:
+            raise ApplicationError(
+                f"the agent made {self.max_calls} model calls without coming to an answer",
+                type="ModelCallLimit",
+                non_retryable=True,
+            )
+        if output_type is not None and "<locals>" in output_type.__qualname__:
+            raise ApplicationError(
+                f"{output_type.__qualname__} is defined in a function: no worker can import it",
+                type="OutputType",
+                non_retryable=True,
+            )
+        self.calls += 1
+        request = ModelRequest(
+            messages=[_snapshot(message) for message in messages],
+            tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
+            output_type=output_type,
+        )
+        with _open_requests().opened(request) as number:
+            reply = await workflow.execute_activity_method(
+                ModelActivities.llm_stream_activity,
+                ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
+                **_activity_options(f"{self.model}, call {self.calls}", MODEL_OPTIONS, self._options),
+            )
+        self.finish_reason = reply.finish_reason
+        yield reply.message
+
+
+class _OpenRequests:
+    """The model calls of one workflow run that are under way, for their activities to fetch by query.
+
+    An activity's input stays in the history for good, and each call has the whole conversation so far in it: the
+    history would grow with the square of the turns. A query's answer is not recorded.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._requests: dict[int, ModelRequest] = {}
+
+    @contextmanager
+    def opened(self, request: ModelRequest) -> Iterator[int]:
+        self._count += 1
+        number = self._count
+        self._requests[number] = request
+        try:
+            yield number
+        finally:
+            del self._requests[number]
+
+    def page(self, number: int, start: int) -> bytes:
+        return self._requests[number].model_dump_json().encode()[start : start + QUERY_PAGE]
+
+
+def _open_requests() -> _OpenRequests:
+    handler: Any = workflow.get_query_handler(QUERY)
+    if handler is None:
+        handler = _OpenRequests().page
+        workflow.set_query_handler(QUERY, handler)
+    requests: _OpenRequests = handler.__self__
+    return requests
+
+
+def _snapshot(message: ai.Message) -> ai.Message:
+    """Copy what a loop may change later (a tool part gets its result), but not the results themselves."""
+    return message.model_copy(update={"parts": [part.model_copy() for part in message.parts]})
+
+
+# ── Tools ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ToolError(json.JSONDecodeError):
+    """A tool call that failed for good, for the model to read.
+
+    It is no JSON error: but `ai.execute_tool` reports just `JSONDecodeError` and pydantic's `ValidationError` to
+    the model, and lets anything else end the run.
+    """
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+
+
+@ai.tool
+async def rejected_tool_call(tool: str, arguments: str, problem: str) -> None:
+    """Answer a call that no tool can take. `llm_stream_activity` puts it in the place of such a call."""
+    raise ToolError(problem)
+
+
+assert rejected_tool_call.name == REJECTED
+
+_wrapped: dict[str, tuple[ai.Tool[..., Any], workflow.ActivityConfig, ai.Tool[..., Any]]] = {}
+_RUNTIME = "_durable_runtime"
+
+
+def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.ActivityConfig]) -> ai.Tool[P, R]:
+    """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
+
+    Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry, where
+    `ai.execute_tool` looks it up. Outside a workflow the new tool calls the original function. Inside, a call that
+    fails for good raises a `ToolError`, which `ai.execute_tool` gives to the model. Either way the arguments arrive
+    as the function annotates them, pydantic models included.
+
+    The original function is kept for `tool_call_activity`, in every process that imports the module. The workflow
+    sandbox imports it again for every run: wrapping a tool again with the same options returns the first wrapper.
+
+    Args:
+        tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model.
+        options: Activity options, over the ones in `TOOL_OPTIONS`. A tool that must not run twice takes
+            `retry_policy=RetryPolicy(maximum_attempts=1)`.
+
+    Raises:
+        TypeError: The tool takes an `ai.Runtime`, which lives in the workflow, or is wrapped already.
+    """
+    if tool.name in _wrapped:
+        original, earlier, wrapped = _wrapped[tool.name]
+        if tool is wrapped:
+            raise TypeError(f"{tool.name} is wrapped already")
+        if tool is original and options == earlier:
+            return cast(ai.Tool[P, R], wrapped)
+
+    function = tool._fn  # private: a Tool does not show the function it was made of
+    signature = inspect.signature(function, eval_str=True)
+    if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):
+        raise TypeError(f"{tool.name} takes an ai.Runtime, which an activity cannot have")
+    call_original = register_tool(tool.name, function)
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        runtime = cast(ai.Runtime | None, kwargs.pop(_RUNTIME, None))
+        if not workflow.in_workflow():
+            return await call_original(*args, **kwargs)
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise ToolError(f"{tool.name}: {error}") from error
+        try:
+            async with _parked(runtime):
+                reply = await workflow.execute_activity(
+                    tool_call_activity,
+                    ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
+                    **_activity_options(_summary(tool.name, arguments), TOOL_OPTIONS, options),
+                )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            raise ToolError(f"{tool.name} failed: {_reason(error)}") from error
+        return cast(R, reply.result)
+
+    # The SDK hands the runtime to a parameter of this type. The schema is the original's and does not show it.
+    call.__annotations__ = {**call.__annotations__, _RUNTIME: ai.Runtime}
+    wrapper = ai.Tool(fn=call, schema=tool.schema, validator=tool._validator)  # private: as with `_fn`
+    _tool_registry[tool.name] = wrapper
+    _wrapped[tool.name] = (tool, options, wrapper)
+    return wrapper
+
+
+def temporal_tools(*tools: ai.Tool[..., Any], **options: Unpack[workflow.ActivityConfig]) -> list[ai.Tool[..., Any]]:
+    """`temporal_tool()` for several tools, with the same options for all."""
+    return [temporal_tool(tool, **options) for tool in tools]
+
+
+def _summary(name: str, arguments: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={to_json(value).decode()}' for key, value in arguments.items())})"
+
+
+def _reason(error: ActivityError) -> str:
+    match error.cause:
+        case TimeoutError(type=kind):
+            return f"it was not finished in time ({kind.name.lower() if kind else 'timeout'})"
+        case FailureError(message=message):
+            return message
+        case cause:
+            return str(cause or error)
+
+
+class _Pump:
+    """Keeps the loop that `ai.run()` takes its steps with from writing timers while tools run.
+
+    That loop waits for the next step for 0.1 s at a time, over and over. In a workflow each of these is a durable
+    timer: a tool that takes an hour would fill the history. While there is a step it just awaits the step. So
+    while tool activities are in flight, the queue is given a step that produces nothing and waits.
+    """
+
+    _pumps: ClassVar[WeakKeyDictionary[ai.Runtime, "_Pump"]] = WeakKeyDictionary()
+
+    def __init__(self, runtime: ai.Runtime) -> None:
+        self._runtime = runtime
+        self._in_flight = 0
+        self._has_step = False
+
+    @classmethod
+    def of(cls, runtime: ai.Runtime) -> "_Pump":
+        return cls._pumps.setdefault(runtime, cls(runtime))
+
+    async def park(self) -> None:
+        self._in_flight += 1
+        await self._put_step()
+
+    def unpark(self) -> None:
+        self._in_flight -= 1
+
+    async def _put_step(self) -> None:
+        # At most one: the step makes way for any other, so two of them would make way for each other for ever.
+        if self._in_flight and not self._has_step:
+            self._has_step = True
+            await self._runtime.put_step(self._wait, asyncio.Future())
+
+    async def _wait(self) -> AsyncGenerator[ai.Message]:
+        in_flight = self._in_flight
+        steps = self._runtime._step_queue  # private: tells that another step waits, a second agent's model call
+        # Also ends when one of several tools is done, so that its message is passed on at once.
+        await workflow.wait_condition(lambda: self._in_flight != in_flight or not steps.empty())
+        self._has_step = False
+        await self._put_step()
+        for message in list[ai.Message]():  # yields nothing, as a step may
+            yield message
+
+
+@asynccontextmanager
+async def _parked(runtime: ai.Runtime | None) -> AsyncGenerator[None]:
+    if runtime is None:
+        yield
+        return
+    pump = _Pump.of(runtime)
+    await pump.park()
+    try:
+        yield
+    finally:
+        pump.unpark()
+
+
+# ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def temporal_failures() -> Iterator[None]:
+    """Let the workflow fail when the loop does. Put it around the iteration over `ai.run()`.
+
+    `ai.run()` raises an `ExceptionGroup`, which Temporal takes for a bug in the workflow's code: it would retry the
+    workflow task, and the run would hang for good. Raises the failure inside the group in its place: a failure
+    of Temporal as it is, anything else as an `ApplicationError` that is not retryable.
+    """
+    try:
+        yield
+    except FailureError:
+        raise
+    except Exception as error:
+        leaves = list(_leaves(error))
+        cause = next((leaf for leaf in leaves if isinstance(leaf, FailureError)), leaves[0])
+        if isinstance(cause, FailureError):
+            raise cause from None
+        raise ApplicationError(str(cause), type=type(cause).__name__, non_retryable=True) from cause
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

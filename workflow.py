@@ -1,0 +1,66 @@
+"""The agent, and the workflow that makes it durable.
+
+`agent()` is a plain loop of the Vercel AI SDK and knows nothing of Temporal: run it with
+`ai.run(agent, ai.ai_gateway.GatewayModel("…"), "…")` and it works just the same, only not durably.
+"""
+
+import asyncio
+
+import pydantic
+from temporalio import workflow
+
+# The sandbox loads this file anew for every run. What is passed through is loaded once for the whole worker: large
+# libraries, for speed, and the modules that keep the tools, so that the activities find them.
+with workflow.unsafe.imports_passed_through():
+    import vercel_ai_sdk as ai
+
+    from durable import TemporalLanguageModel, temporal_failures, temporal_tools
+    from tools import get_population, get_weather
+
+TOOLS = temporal_tools(get_weather, get_population)
+
+SYSTEM_PROMPT = """\
+You answer questions about the weather in cities and about how many people live there.
+Look everything up with the tools, several cities at once where you can; never guess a number.
+When a tool fails, say so and answer what you can. Be brief."""
+
+
+async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
+    """Ask the model, run the tools it calls all at once, and again, until it answers in text."""
+    messages = ai.make_messages(system=SYSTEM_PROMPT, user=query)
+    while True:
+        result = await ai.stream_step(llm, messages, TOOLS, label="agent")
+        if not result.tool_calls:
+            return result
+        message = result.messages[-1]
+        messages.append(message)
+        await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))
+
+
+class AgentRequest(pydantic.BaseModel):
+    """Input of `AgentWorkflow`: what to answer, which model to ask, and how often at most."""
+
+    query: str
+    model: str
+    max_model_calls: int = 50
+
+
+class AgentAnswer(pydantic.BaseModel):
+    """Result of `AgentWorkflow`. `finish_reason` tells an answer that was cut (`length`, `content-filter`)."""
+
+    text: str
+    finish_reason: str | None = None
+
+
+@workflow.defn
+class AgentWorkflow:
+    """Runs `agent()` so that it survives crashes: every model and tool call is an activity."""
+
+    @workflow.run
+    async def run(self, request: AgentRequest) -> AgentAnswer:
+        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls)
+        text = ""
+        with temporal_failures():
+            async for message in ai.run(agent, llm, request.query):
+                text = "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+        return AgentAnswer(text=text, finish_reason=llm.finish_reason)
