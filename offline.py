@@ -222,9 +222,7 @@ def serve(routes: list[Route] = ROUTES) -> Iterator[str]:
     Yields:
         The base URL, `http://127.0.0.1:PORT`.
     """
-    config = uvicorn.Config(
-        Starlette(routes=routes), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=0
-    )
+    config = uvicorn.Config(Starlette(routes=routes), port=0, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     sockets = [config.bind_socket()]
     sockets[0].listen()  # connections wait from now on, so there is no need to wait for the thread

@@ -1,0 +1,568 @@
+"""The command line: find or start a Temporal server, run a worker, submit an `AgentWorkflow`, show its answer.
+
+The answer is the only thing on standard output. The libraries are imported inside the functions that use them:
+together they take seconds, and wrong usage should be answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from temporalio.api.history.v1 import HistoryEvent
+    from temporalio.api.workflow.v1 import PendingActivityInfo
+    from temporalio.client import Client, WorkflowHandle
+    from temporalio.envconfig import ClientConnectConfig
+    from temporalio.worker import Worker
+
+    from workflow import AgentAnswer, AgentWorkflow
+
+    type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
+
+DEFAULT_QUERY = "How is the weather in New York and in Los Angeles, and how many people live in each?"
+DEFAULT_MODEL = "anthropic/claude-sonnet-4.6"
+TASK_QUEUE = "durable-agent"
+MAX_ID_BYTES = 1000  # the server's limit for a workflow id
+
+PORT, UI_PORT = 7233, 8233
+STATE = Path(__file__).resolve().parent / ".temporal"
+REJOIN = "uv run python main.py --id"
+
+# What a person can do about it, by the type of the failure that ended the run.
+ADVICE = {
+    "GatewayAuthenticationError": "Set AI_GATEWAY_API_KEY to a valid key and start a new run.",
+    "GatewayModelNotFoundError": "Name another model with --model or AI_MODEL.",
+    "ModelCallLimit": "The history shows what it kept asking for.",
+    "PayloadTooLarge": "Ask for less at once.",
+}
+
+
+CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what happened, and what to do."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ── Usage ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line. Exits with status 2 and one line on standard error if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Ask a durable agent about the weather and population of cities."
+    )
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="the question; - reads it from standard input")
+    parser.add_argument("--id", help="name of the run; joins the run of that name if there is one")
+    parser.add_argument("--model", help=f"model to ask (default: $AI_MODEL or {DEFAULT_MODEL})")
+    parser.add_argument("--offline", action="store_true", help="use the demo model and sample data")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
+    mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
+    options = parser.parse_args(arguments)
+
+    if options.worker and (options.query is not None or options.id is not None or options.model is not None):
+        parser.error("--worker only serves: it takes no query, --id or --model")
+    if options.no_worker and options.offline:
+        parser.error("--offline is for the process that runs the worker, and --no-worker runs none")
+    if options.query == "-":
+        options.query = sys.stdin.buffer.read().decode(errors="surrogateescape").strip()
+    for name, value in (("the query", options.query), ("--id", options.id), ("--model", options.model)):
+        if value is None:
+            continue
+        if not value.strip():
+            parser.error(f"{name} is empty")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            parser.error(f"{name} is not valid UTF-8")
+        if any(not character.isprintable() and character not in "\n\t" for character in value):
+            parser.error(f"{name} contains control characters")
+    if options.id is not None and len(options.id.encode()) > MAX_ID_BYTES:
+        parser.error(f"--id has {len(options.id.encode()):,} bytes, over the limit of {MAX_ID_BYTES:,}")
+    options.offline = options.offline or not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
+    options.model = (
+        options.model or os.environ.get("AI_MODEL") or ("offline/demo" if options.offline else DEFAULT_MODEL)
+    )
+    return options
+
+
+# ── The Temporal server ──────────────────────────────────────────────────────────────────────────────────
+
+
+class DevServer:
+    """The dev server that the runs of this folder share when no other server is named.
+
+    The first run starts it, the last one stops it. Three locks keep the books, and since the system drops a lock
+    with the process that holds it, a killed run leaves nothing wrong behind: `start.lock` is held while somebody
+    starts or stops the server, `users.lock` is shared by the runs that use it, and `server.lock` is held by the
+    server itself, through the file that it inherits.
+    """
+
+    def __init__(self) -> None:
+        import fcntl
+
+        self._flock = fcntl.flock
+        self._exclusive, self._shared, self._now = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB
+        self._users: IO[str] | None = None
+
+    def enter(self) -> bool:
+        """Use the server: start it unless it runs. Returns False if another Temporal server may have the port.
+
+        Raises:
+            UserError: The folder for the server's files cannot be written, or there is no `temporal`.
+        """
+        try:
+            STATE.mkdir(exist_ok=True)
+            with self._lock("start.lock"):
+                if not self._running() and _answers(PORT):
+                    return False
+                self._users = (STATE / "users.lock").open("a")
+                self._flock(self._users, self._shared)
+                self.ensure_running()
+                return True
+        except OSError as error:
+            raise UserError(f"cannot keep the Temporal server's files in {STATE}: {error.strerror or error}") from error
+
+    def ensure_running(self) -> None:
+        if self._running():
+            return
+        binary = find_temporal()
+        if binary is None:
+            raise UserError("there is no `temporal` command: run `uv sync`, or name a server in TEMPORAL_ADDRESS")
+        command = [
+            *(binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(PORT), "--ui-port", str(UI_PORT)),
+            *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
+            *("--namespace", os.environ.get("TEMPORAL_NAMESPACE") or "default"),
+        ]
+        pid_file = STATE / "server.pid"
+        pid_file.unlink(missing_ok=True)
+        with (STATE / "server.lock").open("a") as lock, (STATE / "server.log").open("w") as log:
+            self._flock(lock, self._exclusive)
+            subprocess.Popen(
+                # The shell writes the id down before it becomes the server, so that no kill of this process can
+                # leave a server that nobody knows how to stop.
+                ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal is for this process, not for the server
+            )
+
+    def leave(self) -> None:
+        """Stop the server, unless another run uses it."""
+        if self._users is None:
+            return
+        with self._lock("start.lock"):
+            try:
+                self._flock(self._users, self._exclusive | self._now)
+            except BlockingIOError:
+                return
+            while self._running():
+                with suppress(OSError, ValueError):  # not written yet, or gone already
+                    os.kill(int((STATE / "server.pid").read_text()), signal.SIGTERM)
+                time.sleep(0.01)
+
+    def why_stopped(self) -> str | None:
+        """None while the server runs; otherwise the last thing it said."""
+        if self._running():
+            return None
+        lines = (STATE / "server.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with (STATE / name).open("a") as file:
+            self._flock(file, self._exclusive)
+            yield
+
+    def _running(self) -> bool:
+        with (STATE / "server.lock").open("a") as file:
+            try:
+                self._flock(file, self._exclusive | self._now)
+            except BlockingIOError:
+                return True
+            return False
+
+
+SERVER_SETTINGS = [
+    *("--log-level", "warn"),
+    # By default the dev server waits 50 ms before every workflow task.
+    *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"),
+    # Survives a killed process, for a third of the time of the default.
+    *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
+]
+
+
+def find_temporal() -> str | None:
+    # The venv's own first: `uv run` puts it on the PATH, calling the venv's Python does not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which("temporal", path=path)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@asynccontextmanager
+async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServer | None]]:
+    """Find the Temporal server to use, or start the dev server.
+
+    Yields:
+        How to connect, and the dev server if this run shares it.
+
+    Raises:
+        UserError: The configuration cannot be read, or the dev server cannot be started.
+    """
+    from temporalio.envconfig import ClientConfig
+
+    try:
+        config = ClientConfig.load_client_connect_config()
+    except Exception as error:  # the bridge's ConfigError is not a public name
+        raise UserError(f"the Temporal configuration cannot be read: {one_line(error)}") from error
+    if "target_host" in config:
+        yield config, None
+        return
+    config["target_host"] = f"localhost:{PORT}"
+    if sys.platform == "win32":
+        async with _downloaded_server():
+            yield config, None
+        return
+    server = DevServer()
+    ours = server.enter()
+    try:
+        yield config, server if ours else None
+    finally:
+        server.leave()
+
+
+@asynccontextmanager
+async def _downloaded_server() -> AsyncIterator[None]:
+    """The dev server where there is no wheel and no file locks (Windows): not shared, and downloaded if need be."""
+    from temporalio.testing import WorkflowEnvironment
+
+    if _answers(PORT):
+        yield
+        return
+    STATE.mkdir(exist_ok=True)
+    try:
+        environment = await WorkflowEnvironment.start_local(
+            port=PORT,
+            ui=True,
+            ui_port=UI_PORT,
+            dev_server_existing_path=find_temporal(),
+            dev_server_database_filename=str(STATE / "temporal.db"),
+            dev_server_extra_args=SERVER_SETTINGS[2:],
+        )
+    except RuntimeError as error:
+        raise UserError(f"no Temporal server, and none can be downloaded: {one_line(error)}") from error
+    async with environment:
+        yield
+
+
+async def connect(config: ClientConnectConfig, server: DevServer | None) -> Client:
+    """Connect, with patience for a dev server that is just starting.
+
+    Raises:
+        UserError: Nothing there, or something else than a Temporal server.
+    """
+    from temporalio.client import Client
+    from temporalio.contrib.pydantic import pydantic_data_converter
+
+    address = config["target_host"]
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            async with asyncio.timeout(10):
+                return await Client.connect(**config, data_converter=pydantic_data_converter)
+        except TimeoutError as error:
+            raise UserError(
+                f"{address} is not a Temporal server: free the port, or name a server in TEMPORAL_ADDRESS"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            if server is None:
+                raise UserError(f"cannot reach the Temporal server at {address}: {one_line(error)}") from error
+            if why := server.why_stopped():
+                raise UserError(f"the Temporal server did not start: {why} (see {STATE / 'server.log'})") from error
+            if time.monotonic() > deadline:
+                raise UserError(f"the Temporal server does not answer (see {STATE / 'server.log'})") from error
+            await asyncio.sleep(0.02)
+
+
+# ── The worker ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_worker(client: Client) -> Worker:
+    from temporalio.worker import Worker
+
+    from activities import ModelActivities, tool_call_activity
+    from durable import WORKFLOW_RUNNER
+    from workflow import AgentWorkflow
+
+    return Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[AgentWorkflow],
+        activities=[ModelActivities().llm_stream_activity, tool_call_activity],
+        workflow_runner=WORKFLOW_RUNNER,
+        # How long a run waits for a worker that has it in its cache but died, before any other may take it.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
+    )
+
+
+# ── The run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def start_or_join(client: Client, options: argparse.Namespace) -> Handle:
+    """Start the run, or join the one that has its name already.
+
+    Raises:
+        UserError: There is no run to join, the name belongs to something else, or the query is too large.
+    """
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+    from temporalio.exceptions import WorkflowAlreadyStartedError
+    from temporalio.service import RPCError, RPCStatusCode
+
+    from activities import PAYLOAD_LIMIT
+    from workflow import AgentRequest, AgentWorkflow
+
+    run_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
+    request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model)
+    size = len(request.model_dump_json().encode())
+    if size > PAYLOAD_LIMIT:
+        raise UserError(f"the query has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,}: shorten it")
+    handle = client.get_workflow_handle_for(AgentWorkflow.run, run_id)
+    if options.id is None or options.query is not None:
+        with suppress(WorkflowAlreadyStartedError):
+            return await client.start_workflow(
+                AgentWorkflow.run,
+                request,
+                id=run_id,
+                task_queue=TASK_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                request_eager_start=not options.no_worker,
+                static_summary=title(request.query),
+            )
+    try:
+        description = await handle.describe()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        raise UserError(f"there is no run called {run_id!r}; add a query to start one") from error
+    if description.workflow_type != "AgentWorkflow":
+        raise UserError(f"{run_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
+    if description.status == WorkflowExecutionStatus.RUNNING:
+        say(f"Joining run {run_id}, which is under way.")
+    else:
+        say(f"Run {run_id} is over; this is what it came to.")
+    return handle
+
+
+def title(query: str) -> str:
+    """The query in one short line; the server takes a summary of up to 400 bytes."""
+    line = " ".join(query.split())
+    return line if len(line) <= 80 else line[:79] + "…"
+
+
+def link(config: ClientConnectConfig, run_id: str) -> str | None:
+    """The page of a run in the Web UI, where it can be known: a dev server's and Temporal Cloud's."""
+    host, _, port = config["target_host"].rpartition(":")
+    namespace = config.get("namespace", "default")
+    path = f"namespaces/{quote(namespace, safe='')}/workflows/{quote(run_id, safe='')}"
+    if host in ("localhost", "127.0.0.1", "[::1]"):
+        return f"http://localhost:{int(port) + UI_PORT - PORT}/{path}"
+    return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
+
+
+class Progress:
+    """Says on standard error what a run does: a line for each call as it starts and ends, and for failed attempts."""
+
+    def __init__(self, client: Client, handle: Handle) -> None:
+        self._client = client
+        self._handle = handle
+        self._open: dict[str, tuple[str, datetime]] = {}  # activity id: its summary, and since when
+        self._by_event: dict[int, str] = {}
+        self._told: set[tuple[str, int]] = set()
+
+    async def follow(self) -> None:
+        """Show every step until the run is over."""
+        async with asyncio.TaskGroup() as tasks:
+            attempts = tasks.create_task(self._follow_attempts())
+            await self._follow_steps()
+            attempts.cancel()
+
+    async def _follow_steps(self) -> None:
+        # A long poll: the server answers when there is something new.
+        async for event in self._handle.fetch_history_events(wait_new_event=True):
+            await self._show(event)
+
+    async def _show(self, event: HistoryEvent) -> None:
+        kind = event.WhichOneof("attributes") or ""
+        if kind == "activity_task_scheduled_event_attributes":
+            scheduled = event.activity_task_scheduled_event_attributes
+            [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
+            self._by_event[event.event_id] = scheduled.activity_id
+            self._open[scheduled.activity_id] = summary, event.event_time.ToDatetime(UTC)
+            say(f"  > {summary}")
+        elif end := ENDINGS.get(kind):
+            activity_id = self._by_event.pop(getattr(event, kind).scheduled_event_id)
+            summary, since = self._open.pop(activity_id)
+            seconds = (event.event_time.ToDatetime(UTC) - since).total_seconds()
+            say(f"  < {summary} {end} {seconds:.1f} s{reason(event)}")
+
+    async def _follow_attempts(self) -> None:
+        # Attempts are not in the history until the last one has ended, only in the description.
+        while True:
+            await asyncio.sleep(0.5)
+            if self._open:
+                description = await self._handle.describe()
+                for pending in description.raw_description.pending_activities:
+                    self._show_attempt(pending)
+
+    def _show_attempt(self, pending: PendingActivityInfo) -> None:
+        failed = pending.attempt - 1
+        if failed < 1 or (pending.activity_id, failed) in self._told or pending.activity_id not in self._open:
+            return
+        self._told.add((pending.activity_id, failed))
+        summary, _ = self._open[pending.activity_id]
+        wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+        waiting = pending.HasField("next_attempt_schedule_time") and wait > 0.5
+        when = f"next one in {wait:.0f} s" if waiting else "next one now"
+        say(f"  ! {summary}: attempt {failed} failed: {pending.last_failure.message}; {when}")
+
+
+ENDINGS = {
+    "activity_task_completed_event_attributes": "done in",
+    "activity_task_failed_event_attributes": "FAILED after",
+    "activity_task_timed_out_event_attributes": "TIMED OUT after",
+    "activity_task_canceled_event_attributes": "cancelled after",
+}
+
+
+def reason(event: HistoryEvent) -> str:
+    message = event.activity_task_failed_event_attributes.failure.cause.message
+    message = message or event.activity_task_failed_event_attributes.failure.message
+    return f": {message}" if message else ""
+
+
+async def follow(client: Client, handle: Handle) -> AgentAnswer:
+    """Show the run's progress and return its answer.
+
+    Raises:
+        UserError: The run failed, was cancelled, terminated or timed out.
+    """
+    from temporalio.client import WorkflowFailureError
+
+    progress = asyncio.create_task(Progress(client, handle).follow())
+    try:
+        return await handle.result()
+    except WorkflowFailureError as error:
+        raise UserError(why_failed(error)) from error
+    finally:
+        await asyncio.wait([progress], timeout=2)  # the last lines may be a moment behind the result
+        progress.cancel()
+
+
+def why_failed(error: BaseException) -> str:
+    """The failure that ended a run in one line, and what to do about it."""
+    from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError
+
+    while error.__cause__ is not None:
+        error = error.__cause__
+    match error:
+        case CancelledError():
+            return "the run was cancelled"
+        case TerminatedError():
+            return f"the run was terminated: {one_line(error)}"
+        case ApplicationError():
+            advice = ADVICE.get(error.type or "", "")
+            return f"the run failed: {' '.join(error.message.split())}. {advice}".replace("..", ".").rstrip()
+        case _:
+            return f"the run failed: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Do what the command line says, and return the exit status."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(task.cancel))
+
+    handle: Handle | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            config, server = await stack.enter_async_context(temporal_server())
+            client = await connect(config, server)
+            if not options.no_worker:
+                await stack.enter_async_context(make_worker(client))
+            if options.worker:
+                say(f"Worker on {config['target_host']} is ready. Ctrl-C stops it.")
+                await asyncio.Event().wait()
+            handle = await start_or_join(client, options)
+            say(f"Run {handle.id}")
+            if page := link(config, handle.id):
+                say(f"    {page}")
+            answer = await follow(client, handle)
+            if cut := CUT_SHORT.get(answer.finish_reason or ""):
+                say(f"The answer was cut short by {cut}.")
+            print(answer.text, flush=True)
+            return 0
+    except asyncio.CancelledError:
+        if handle is not None:
+            say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
+        return 0 if options.worker else 130
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    logging.basicConfig(level=logging.ERROR)
+    with ExitStack() as stack:
+        if options.offline:
+            import offline
+
+            say(offline.NOTICE)
+            os.environ.update(offline.environment(stack.enter_context(offline.serve())))
+        try:
+            return asyncio.run(run(options))
+        except UserError as error:
+            say(f"Error: {error}")
+            return 1
+        except KeyboardInterrupt:
+            return 130
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit(): when the interpreter takes itself down, threads of the Temporal runtime may still be running in
+    # it, and every few exits one of them crashes the process.
+    os._exit(status)
