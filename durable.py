@@ -232,8 +232,8 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
     fails for good raises a `ToolError`, which `ai.execute_tool` gives to the model. Either way the arguments arrive
     as the function annotates them, pydantic models included.
 
-    The original function is kept for `tool_call_activity`, in every process that imports the module. The workflow
-    sandbox imports it again for every run: wrapping a tool again with the same options returns the first wrapper.
+    The original function is kept for `tool_call_activity`, in every process that imports the module. Wrapping a tool
+    again with the same options returns the first wrapper: the sandbox imports workflow files anew for every run.
 
     Args:
         tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model.
@@ -241,14 +241,16 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
             `retry_policy=RetryPolicy(maximum_attempts=1)`.
 
     Raises:
-        TypeError: The tool takes an `ai.Runtime`, which lives in the workflow, or is wrapped already.
+        TypeError: The tool takes an `ai.Runtime`, which lives in the workflow; or there is another tool of its name.
     """
     if tool.name in _wrapped:
         original, earlier, wrapped = _wrapped[tool.name]
-        if tool is wrapped:
-            raise TypeError(f"{tool.name} is wrapped already")
         if tool is original and options == earlier:
             return cast(ai.Tool[P, R], wrapped)
+        raise TypeError(
+            f"a tool called {tool.name} is wrapped already. If it is this one, import the file that defines it with "
+            "workflow.unsafe.imports_passed_through(), or the sandbox makes another one for every run"
+        )
 
     function = tool._fn  # private: a Tool does not show the function it was made of
     signature = inspect.signature(function, eval_str=True)

@@ -1,0 +1,156 @@
+"""Agents and workflows that the tests need beside the sample's own."""
+
+import asyncio
+from typing import Any
+
+import pydantic
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    import vercel_ai_sdk as ai
+    from toolbox import TOOLS, Leg
+
+    from activities import ModelRequest, WireMessage
+    from durable import TemporalLanguageModel, temporal_failures
+    from workflow import agent
+
+
+class Forecast(pydantic.BaseModel):
+    city: str
+    celsius: float
+
+
+async def other_agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
+    messages = ai.make_messages(user=query)
+    while True:
+        result = await ai.stream_step(llm, messages, TOOLS)
+        if not result.tool_calls:
+            return result
+        messages.append(result.messages[-1])
+        await asyncio.gather(*(ai.execute_tool(call, result.messages[-1]) for call in result.tool_calls))
+
+
+def _last_states(messages: list[ai.Message]) -> list[ai.Message]:
+    """The messages of a run, each as it was in the end."""
+    return list({message.id: message for message in messages}.values())
+
+
+async def transcript_of(run: ai.RunResult) -> list[ai.Message]:
+    return _last_states([message async for message in run])
+
+
+@workflow.defn
+class TranscriptWorkflow:
+    """The sample's agent; returns every message."""
+
+    @workflow.run
+    async def run(self, query: str) -> list[WireMessage]:
+        with temporal_failures():
+            return await transcript_of(ai.run(agent, TemporalLanguageModel("test/model"), query))
+
+
+@workflow.defn
+class OtherWorkflow:
+    """The agent with the tools of this file."""
+
+    @workflow.run
+    async def run(self, query: str) -> list[WireMessage]:
+        with temporal_failures():
+            return await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query))
+
+
+@workflow.defn
+class AnswerWorkflow:
+    """The same, but returns the answer only."""
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        with temporal_failures():
+            return (await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query)))[-1].text
+
+
+@workflow.defn
+class StructuredWorkflow:
+    @workflow.run
+    async def run(self, query: str) -> WireMessage:
+        async def ask(llm: ai.LanguageModel) -> None:
+            await ai.stream_step(llm, ai.make_messages(user=query), output_type=Forecast)
+
+        with temporal_failures():
+            return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
+
+
+@workflow.defn
+class SendWorkflow:
+    """Sends the given messages to the model and returns its answer."""
+
+    @workflow.run
+    async def run(self, request: ModelRequest) -> WireMessage:
+        async def ask(llm: ai.LanguageModel) -> None:
+            await ai.stream_step(llm, request.messages)
+
+        with temporal_failures():
+            return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
+
+
+@workflow.defn
+class TwoAgentsWorkflow:
+    """Two runs of the sample's agent at once, and two agents in one run."""
+
+    @workflow.run
+    async def run(self, queries: list[str]) -> list[str]:
+        llm = TemporalLanguageModel("test/model")
+
+        async def alone(query: str) -> str:
+            return (await transcript_of(ai.run(agent, llm, query)))[-1].text
+
+        answers: list[str] = []
+
+        async def together() -> None:
+            answers.extend(result.text for result in await asyncio.gather(*(agent(llm, query) for query in queries)))
+
+        with temporal_failures():
+            apart = await asyncio.gather(*(alone(query) for query in queries))
+            await transcript_of(ai.run(together))
+        return [*apart, *answers]
+
+
+@workflow.defn
+class BrokenWorkflow:
+    """A loop with a bug."""
+
+    @workflow.run
+    async def run(self) -> None:
+        async def loop(llm: ai.LanguageModel) -> None:
+            nothing: Any = None
+            nothing.attribute  # noqa: B018
+
+        with temporal_failures():
+            await transcript_of(ai.run(loop, TemporalLanguageModel("test/model")))
+
+
+@workflow.defn
+class DirectWorkflow:
+    """A loop that calls tools itself, past `ai.execute_tool`."""
+
+    @workflow.run
+    async def run(self) -> list[object]:
+        with temporal_failures():
+            counted = await TOOLS[0](legs=[Leg(start="a", end="b")])
+            try:
+                await TOOLS[1](reason="directly")
+            except ValueError as error:
+                return [counted, str(error)]
+        raise AssertionError
+
+
+WORKFLOWS = [
+    TranscriptWorkflow,
+    OtherWorkflow,
+    AnswerWorkflow,
+    StructuredWorkflow,
+    SendWorkflow,
+    TwoAgentsWorkflow,
+    BrokenWorkflow,
+    DirectWorkflow,
+]

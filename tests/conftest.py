@@ -1,0 +1,126 @@
+"""One real Temporal dev server for all tests, real HTTP stand-ins for the rest."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import agents
+import pytest
+from standin import StandIn
+from temporalio.client import Client, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+import main
+from activities import ModelActivities, tool_call_activity
+from durable import WORKFLOW_RUNNER
+from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPORAL_SETTINGS = ("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL", "OPEN_METEO_")
+
+type RunMain = Callable[..., subprocess.CompletedProcess[str]]
+type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAnswer]]]
+
+
+@pytest.fixture(scope="session")
+async def temporal() -> AsyncIterator[WorkflowEnvironment]:
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=main.find_temporal(),
+        dev_server_extra_args=main.SERVER_SETTINGS[2:4],
+        dev_server_log_level="error",
+    ) as environment:
+        yield environment
+
+
+@pytest.fixture
+def client(temporal: WorkflowEnvironment) -> Client:
+    return temporal.client
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The services, for this process and for those that `run_main` starts."""
+    with StandIn().serving() as services:
+        for name, value in services.environment.items():
+            monkeypatch.setenv(name, value)
+        yield services
+
+
+def make_worker(client: Client, queue: str, **options: Any) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=[AgentWorkflow, *agents.WORKFLOWS],
+        activities=[ModelActivities().llm_stream_activity, tool_call_activity],
+        workflow_runner=WORKFLOW_RUNNER,
+        **options,
+    )
+
+
+@pytest.fixture
+async def queue(client: Client) -> AsyncIterator[str]:
+    """The task queue of a worker in this process."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    async with make_worker(client, name):
+        yield name
+
+
+@pytest.fixture
+def start_agent(client: Client, queue: str, standin: StandIn) -> StartAgent:
+    async def start(query: str = "Weather in Tokyo", **options: int) -> WorkflowHandle[AgentWorkflow, AgentAnswer]:
+        request = AgentRequest(query=query, model="test/model", **options)
+        return await client.start_workflow(
+            AgentWorkflow.run, request, id=f"test-{uuid.uuid4().hex[:8]}", task_queue=queue
+        )
+
+    return start
+
+
+@pytest.fixture
+def environment(temporal: WorkflowEnvironment) -> dict[str, str]:
+    """A clean environment for `main.py`, with the address of the tests' server and nothing else."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(TEMPORAL_SETTINGS)}
+    return {**clean, "TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host}
+
+
+@pytest.fixture
+def run_main(environment: dict[str, str]) -> RunMain:
+    """Run `main.py` as a user does, in a process of its own, and wait for its end."""
+
+    def run(
+        *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *arguments],
+            cwd=cwd,
+            env={**environment, **(env or {})},
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+_status = 0
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    global _status  # noqa: PLW0603  # the hook below is not told
+    _status = int(exitstatus)
+
+
+def pytest_unconfigure() -> None:
+    # Threads of the Temporal runtime may crash an interpreter that takes itself down, see the end of main.py.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_status)

@@ -1,0 +1,345 @@
+"""The bridge: the unchanged loop in a real workflow, against real HTTP."""
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import agents
+import pytest
+import toolbox
+import vercel_ai_sdk as ai
+from conftest import StartAgent
+from standin import StandIn, parts, status, text, text_parts
+from standin import tools as calls
+from starlette.responses import JSONResponse, Response
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Replayer
+
+import tools
+import workflow
+from activities import CheckedGatewayModel, ModelReply, ModelRequest
+from durable import WORKFLOW_RUNNER, temporal_tool, temporal_tools
+from offline import finish
+
+type Execute = Callable[..., Awaitable[Any]]
+
+COMPARE = "Compare the weather and the population of New York and Los Angeles"
+
+
+@pytest.fixture
+def execute(client: Client, queue: str, standin: StandIn) -> Execute:
+    async def run(cls: type, *arguments: object) -> Any:
+        handle: WorkflowHandle[Any, Any] = await client.start_workflow(
+            cls.run,  # type: ignore[attr-defined]  # every workflow has one
+            args=list(arguments),
+            id=f"test-{uuid.uuid4().hex[:8]}",
+            task_queue=queue,
+        )
+        async with asyncio.timeout(60):
+            return await handle.result()
+
+    return run
+
+
+def dumped(messages: list[ai.Message]) -> list[dict[str, Any]]:
+    return [message.model_dump(exclude={"id"}) for message in messages]
+
+
+def tool_parts(messages: list[ai.Message]) -> dict[str, ai.ToolPart]:
+    return {part.tool_call_id: part for message in messages for part in message.tool_calls}
+
+
+# ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_same_loop_gives_the_same_messages_with_and_without_temporal(execute: Execute) -> None:
+    durable = await execute(agents.TranscriptWorkflow, COMPARE)
+    plain = await agents.transcript_of(ai.run(workflow.agent, CheckedGatewayModel("test/model"), COMPARE))
+    assert dumped(durable) == dumped(plain)
+    assert len(tool_parts(plain)) == 4
+
+
+def test_the_loop_does_not_know_temporal() -> None:
+    source = inspect.getsource(workflow.agent).lower()
+    assert "temporal" not in source
+    assert "activit" not in source
+    assert not {"workflow", "TemporalLanguageModel"} & set(workflow.agent.__code__.co_names)
+
+
+async def test_tools_are_called_in_parallel_and_every_call_is_an_activity(start_agent: StartAgent) -> None:
+    handle = await start_agent(COMPARE)
+    await handle.result()
+    events = [event.event_type for event in (await handle.fetch_history()).events]
+    scheduled = [i for i, event in enumerate(events) if event == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
+    assert len(scheduled) == 6
+    assert scheduled[1:5] == list(range(scheduled[1], scheduled[1] + 4))
+
+
+async def test_the_history_replays(client: Client, start_agent: StartAgent) -> None:
+    handle = await start_agent(COMPARE)
+    await handle.result()
+    replayer = Replayer(
+        workflows=[workflow.AgentWorkflow],
+        workflow_runner=WORKFLOW_RUNNER,
+        data_converter=client.data_converter,
+    )
+    await replayer.replay_workflow(await handle.fetch_history())
+
+
+async def test_two_agents_at_once_keep_their_transcripts_apart(execute: Execute) -> None:
+    answers = await execute(agents.TwoAgentsWorkflow, ["Weather in Tokyo", "Population of Paris"])
+    assert ["Tokyo" in answer for answer in answers] == [True, False, True, False]
+    assert ["2,138,551" in answer for answer in answers] == [False, True, False, True]
+
+
+# ── Tools ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wrapped_tool_is_a_new_tool_of_the_same_name_and_schema() -> None:
+    wrapped = toolbox.TOOLS[0]
+    assert isinstance(wrapped, ai.Tool)
+    assert wrapped is not toolbox.count_legs
+    assert wrapped.schema == toolbox.count_legs.schema
+
+
+def test_wrapping_again_gives_the_first_wrapper_and_nothing_else_of_the_name_is_wrapped() -> None:
+    assert temporal_tools(tools.get_weather, tools.get_population) == workflow.TOOLS
+    with pytest.raises(TypeError, match="get_weather is wrapped already"):
+        temporal_tool(workflow.TOOLS[0])
+    with pytest.raises(TypeError, match="get_weather is wrapped already"):
+        temporal_tool(tools.get_weather, start_to_close_timeout=timedelta(minutes=1))
+
+
+def test_a_tool_that_takes_the_runtime_is_refused() -> None:
+    @ai.tool
+    async def nosy(runtime: ai.Runtime) -> None: ...
+
+    with pytest.raises(TypeError, match=r"nosy takes an ai\.Runtime"):
+        temporal_tool(nosy)
+
+
+async def test_outside_a_workflow_a_wrapped_tool_calls_its_original(standin: StandIn) -> None:
+    assert await workflow.TOOLS[1](city="Tokyo") == await tools.get_population(city="Tokyo")
+    with pytest.raises(ValueError, match="Atlantis"):
+        await workflow.TOOLS[1](city="Atlantis")
+
+
+async def test_arguments_arrive_as_annotated_and_options_are_per_tool(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    legs = [{"start": "a", "end": "b"}, {"start": "b", "end": "c"}]
+    standin.play(calls(("1", "count_legs", {"legs": legs})), text("done"))
+    handle = await client.start_workflow(agents.OtherWorkflow.run, "go", id=uuid.uuid4().hex, task_queue=queue)
+    part = tool_parts(await handle.result())["1"]
+    assert (part.status, part.result) == ("result", {"legs": 2, "ends": ["b", "c"], "note": None})
+    history = await handle.fetch_history()
+    timeouts = [
+        event.activity_task_scheduled_event_attributes.start_to_close_timeout.seconds
+        for event in history.events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    ]
+    assert timeouts == [600, 77, 600]
+
+
+async def test_a_loop_can_call_tools_itself(execute: Execute) -> None:
+    counted, failure = await execute(agents.DirectWorkflow)
+    assert counted == {"legs": 1, "ends": ["b"], "note": None}
+    assert failure == "break_down failed: directly"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "problem"),
+    [
+        ("get_time", {"zone": "UTC"}, "ToolError: there is no tool 'get_time'; the tools are: count_legs, "),
+        ("not_offered", {}, "ToolError: there is no tool 'not_offered'"),
+        ("", {}, "ToolError: there is no tool ''"),
+        ("count_legs", '{"legs": [', "ToolError: the arguments of count_legs are not valid JSON"),
+        ("count_legs", '{"legs": [], "note": NaN}', "ToolError: the arguments of count_legs are not valid JSON"),
+        ("count_legs", '{"legs": [], "note": "\\ud800"}', "ToolError: the arguments of count_legs are not valid JSON"),
+        ("count_legs", "[1]", "ToolError: the arguments of count_legs must be a JSON object"),
+        ("count_legs", {}, "ValidationError: 1 validation error"),
+        ("count_legs", "", "ValidationError: 1 validation error"),
+        ("count_legs", {"legs": 7}, "ValidationError: 1 validation error"),
+        ("count_legs", {"legs": [], "extra": 1}, "ToolError: count_legs: got an unexpected keyword argument 'extra'"),
+        ("break_down", {"reason": "no luck"}, "ToolError: break_down failed: no luck"),
+        ("not_json", {}, "ToolError: not_json failed: the result of not_json is not JSON"),
+        ("big_result", {"size": 3 << 20}, "ToolError: big_result failed: the result of big_result has 3,145,"),
+    ],
+)
+async def test_a_call_that_cannot_work_goes_back_to_the_model(
+    execute: Execute, standin: StandIn, name: str, arguments: object, problem: str
+) -> None:
+    standin.play(calls(("1", name, arguments)), text("I see"))
+    messages = await execute(agents.OtherWorkflow, "go")
+    assert messages[-1].text == "I see"
+    [result] = standin.calls[1].tool_results
+    assert result["output"]["type"] == "error-text"
+    assert result["output"]["value"].startswith(problem)
+
+
+async def test_a_failing_tool_is_tried_again_first(execute: Execute, standin: StandIn) -> None:
+    standin.play(calls(("1", "break_down", {"reason": (reason := uuid.uuid4().hex)})), text("I see"))
+    await execute(agents.OtherWorkflow, "go")
+    assert toolbox.ATTEMPTS.count(reason) == 2
+
+
+async def test_tool_calls_with_one_id_are_told_apart(execute: Execute, standin: StandIn) -> None:
+    same: tuple[str, str, object] = ("1", "count_legs", {"legs": []})
+    other = ("1", "count_legs", {"legs": [{"start": "a", "end": "b"}]})
+    standin.play(calls(same, same, other), calls(other), text("done"))
+    messages = await execute(agents.OtherWorkflow, "go")
+    assert {id: part.result["legs"] for id, part in tool_parts(messages).items()} == {"1": 0, "1-2": 1, "1-3": 1}
+    assert [result["toolCallId"] for result in standin.calls[2].tool_results] == ["1", "1-2", "1-3"]
+
+
+async def slowly(call: object) -> Response:
+    await asyncio.sleep(3)
+    return JSONResponse({"results": [{"name": "Tokyo", "latitude": 35.6895, "longitude": 139.6917}]})
+
+
+async def test_no_timer_is_written_while_a_slow_tool_runs(start_agent: StartAgent, standin: StandIn) -> None:
+    async def count() -> dict[str, int]:
+        handle = await start_agent("Weather in Tokyo and Paris")
+        await handle.result()
+        events = [EventType.Name(event.event_type) for event in (await handle.fetch_history()).events]
+        return {name: events.count(name) for name in events if "WORKFLOW_TASK" not in name}
+
+    fast = await count()
+    standin.geocoding = slowly
+    assert await count() == fast
+    assert not any("TIMER" in name for name in fast)
+
+
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_structured_answer_comes_back_as_without_temporal(execute: Execute, standin: StandIn) -> None:
+    standin.play(text('{"city": "Tokyo", ', '"celsius": 18.4}'))
+    message = await execute(agents.StructuredWorkflow, "forecast")
+    assert message.output == agents.Forecast(city="Tokyo", celsius=18.4)
+    assert isinstance(message.parts[-1], ai.StructuredOutputPart)
+    assert standin.calls[0].body["responseFormat"]["name"] == "Forecast"
+
+
+async def test_an_answer_of_the_wrong_structure_is_asked_for_again(execute: Execute, standin: StandIn) -> None:
+    standin.play(text("no JSON"), text('{"city": 1}'), text('{"city": "Tokyo", "celsius": 1}'))
+    assert (await execute(agents.StructuredWorkflow, "forecast")).output.city == "Tokyo"
+
+
+async def test_every_part_of_a_message_crosses_both_ways(execute: Execute, standin: StandIn) -> None:
+    standin.play(
+        parts(
+            {"type": "reasoning-start", "id": "r"},
+            {"type": "reasoning-delta", "id": "r", "delta": "hmm"},
+            {"type": "reasoning-end", "id": "r"},
+            {"type": "file", "mediaType": "image/png", "data": "aGVsbG8="},
+            *text_parts("a picture"),
+            finish("stop", 3, 4),
+        )
+    )
+    sent = [
+        ai.Message(
+            role="user",
+            parts=[
+                ai.TextPart(text="look"),
+                ai.FilePart(data=b"\x89PNG\x00\xff", media_type="image/png", filename="a.png"),
+                ai.FilePart(data="aGVsbG8=", media_type="image/png"),
+            ],
+        ),
+        ai.Message(
+            role="assistant",
+            parts=[
+                ai.ReasoningPart(text="thought", signature="signed"),
+                ai.ToolPart(tool_call_id="1", tool_name="t", tool_args="{}", status="error", result="bad"),
+                ai.HookPart(hook_id="h", hook_type="ToolApproval", status="pending", metadata={"a": [1]}),
+                ai.StructuredOutputPart(data={"city": "x", "celsius": 1.5}, output_type_name="agents.Forecast"),
+            ],
+        ),
+    ]
+    answer = await execute(agents.SendWorkflow, ModelRequest(messages=sent))
+    assert [type(part) for part in answer.parts] == [ai.ReasoningPart, ai.TextPart, ai.FilePart]
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 4)
+    [user, assistant, tool] = standin.calls[0].prompt
+    assert user["content"][1]["data"] == "data:image/png;base64,iVBORwD/"
+    assert user["content"][2]["data"].endswith("aGVsbG8=")
+    assert assistant["content"][0] == {"type": "reasoning", "text": "thought"}
+    assert tool["content"][0]["output"] == {"type": "error-text", "value": "bad"}
+
+
+async def test_messages_with_binary_files_come_out_of_the_converter_as_they_went_in(client: Client) -> None:
+    message = ai.Message(
+        role="assistant",
+        parts=[ai.FilePart(data=bytes(range(256)), media_type="a/b"), ai.FilePart(data="base64", media_type="a/b")],
+    )
+    [payload] = await client.data_converter.encode([ModelReply(message=message)])
+    [loaded] = await client.data_converter.decode([payload], [ModelReply])
+    assert loaded.message == message
+
+
+async def test_a_transcript_longer_than_a_payload_reaches_the_model(execute: Execute, standin: StandIn) -> None:
+    standin.play(calls(*((str(i), "big_result", {"size": 1_500_000}) for i in range(3))), text("long"))
+    assert await execute(agents.AnswerWorkflow, "go") == "long"
+    assert [len(result["output"]["value"]) for result in standin.calls[1].tool_results] == [1_500_000] * 3
+
+
+async def test_surrogate_halves_in_an_answer_are_joined_or_replaced(execute: Execute, standin: StandIn) -> None:
+    standin.play(text("\ud83d", "\ude00 \ud800!"))
+    message = await execute(agents.SendWorkflow, ModelRequest(messages=ai.make_messages(user="smile")))
+    assert message.text == "\N{GRINNING FACE} \ufffd!"
+
+
+# ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "failure"),
+    [
+        (400, "invalid_request_error", "GatewayInvalidRequestError"),
+        (401, "authentication_error", "GatewayAuthenticationError"),
+        (403, "permission_denied", "GatewayInternalServerError"),
+        (404, "model_not_found", "GatewayModelNotFoundError"),
+    ],
+)
+async def test_an_error_that_will_not_pass_ends_the_run_at_once(
+    start_agent: StartAgent, standin: StandIn, code: int, kind: str, failure: str
+) -> None:
+    standin.play(status(code, kind, "not like this"))
+    assert (await failure_of(await start_agent())).type == failure
+    assert len(standin.calls) == 1
+
+
+async def test_a_loop_that_never_ends_is_stopped_at_the_limit(start_agent: StartAgent, standin: StandIn) -> None:
+    standin.play(*[calls((str(i), "get_population", {"city": "Tokyo"})) for i in range(4)])
+    error = await failure_of(await start_agent(max_model_calls=3))
+    assert error.type == "ModelCallLimit"
+    assert len(standin.calls) == 3
+
+
+async def test_a_bug_in_the_loop_fails_the_run(execute: Execute) -> None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await execute(agents.BrokenWorkflow)
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "AttributeError"
+
+
+async def test_an_answer_of_nothing_is_asked_for_again_and_then_reported(
+    start_agent: StartAgent, standin: StandIn
+) -> None:
+    standin.play(text(), text(" "), text("\n"))
+    error = await failure_of(await start_agent())
+    assert error.message == "the model answered with nothing (finish reason: stop)"
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    error: BaseException | None = raised.value
+    while error and error.__cause__:
+        error = error.__cause__
+    assert isinstance(error, ApplicationError)
+    return error

@@ -1,0 +1,58 @@
+"""Tools that the tests need beside the sample's own."""
+
+from datetime import timedelta
+from typing import Any
+
+import pydantic
+import vercel_ai_sdk as ai
+from temporalio.common import RetryPolicy
+
+from durable import temporal_tool
+
+
+class Leg(pydantic.BaseModel):
+    start: str
+    end: str
+
+
+ATTEMPTS: list[str] = []
+
+
+@ai.tool
+async def count_legs(legs: list[Leg], note: str | None = None) -> dict[str, object]:
+    """Count the legs of a trip."""
+    return {"legs": len(legs), "ends": [leg.end for leg in legs], "note": note}
+
+
+@ai.tool
+async def break_down(reason: str) -> None:
+    """Fail, every time."""
+    ATTEMPTS.append(reason)
+    raise RuntimeError(reason)
+
+
+@ai.tool
+async def big_result(size: int) -> str:
+    """Return a text of that many bytes."""
+    return "x" * size
+
+
+@ai.tool
+async def not_json() -> float:
+    """Return something that JSON does not have."""
+    return float("nan")
+
+
+QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
+TOOLS: list[ai.Tool[..., Any]] = [
+    temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
+    temporal_tool(break_down, retry_policy=QUICKLY),
+    temporal_tool(big_result),
+    temporal_tool(not_json),
+]
+
+
+@ai.tool
+async def not_offered() -> str:
+    """Registered, but given to no agent."""
+    raise AssertionError("the model was not offered this tool")
