@@ -26,6 +26,8 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from temporalio.api.history.v1 import HistoryEvent
     from temporalio.api.workflow.v1 import PendingActivityInfo
     from temporalio.client import Client, WorkflowHandle
@@ -43,6 +45,10 @@ MAX_ID_BYTES = 1000  # the server's limit for a workflow id
 
 PORT, UI_PORT = 7233, 8233
 STATE = Path(__file__).resolve().parent / ".temporal"
+START_SECONDS, STOP_SECONDS = 30, 5
+LOST_SECONDS = 60
+"""How long to wait for a server that was lost, before giving up following a run."""
+
 REJOIN = "uv run python main.py --id"
 
 # What a person can do about it, by the type of the failure that ended the run.
@@ -59,6 +65,13 @@ CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content 
 
 class UserError(Exception):
     """Something the user can put right. The message is one line: what happened, and what to do."""
+
+
+class OneLine(logging.Formatter):
+    """Log lines without tracebacks: what a user can do something about is said in words elsewhere."""
+
+    def formatException(self, ei: object) -> str:
+        return ""
 
 
 def say(text: str) -> None:
@@ -178,10 +191,24 @@ class DevServer:
                 self._flock(self._users, self._exclusive | self._now)
             except BlockingIOError:
                 return
+            since = time.monotonic()
             while self._running():
-                with suppress(OSError, ValueError):  # not written yet, or gone already
-                    os.kill(int((STATE / "server.pid").read_text()), signal.SIGTERM)
-                time.sleep(0.01)
+                patient = time.monotonic() - since < STOP_SECONDS
+                with suppress(OSError, ValueError):  # the id is not written yet, or the process gone already
+                    pid = int((STATE / "server.pid").read_text())
+                    os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
+                time.sleep(0.02)
+
+    async def keep_running(self) -> None:
+        """Start the server again whenever it is gone: the runs are in its database and go on."""
+
+        def check() -> None:
+            with self._lock("start.lock"):
+                self.ensure_running()
+
+        while True:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(check)
 
     def why_stopped(self) -> str | None:
         """None while the server runs; otherwise the last thing it said."""
@@ -199,7 +226,8 @@ class DevServer:
     def _running(self) -> bool:
         with (STATE / "server.lock").open("a") as file:
             try:
-                self._flock(file, self._exclusive | self._now)
+                # The server holds it exclusively; asking for a share keeps two who ask out of each other's way.
+                self._flock(file, self._shared | self._now)
             except BlockingIOError:
                 return True
             return False
@@ -286,28 +314,36 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
     """Connect, with patience for a dev server that is just starting.
 
     Raises:
-        UserError: Nothing there, or something else than a Temporal server.
+        UserError: Nothing there, or something else than a Temporal server, or one that refuses this client.
     """
+    from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
     from temporalio.client import Client
     from temporalio.contrib.pydantic import pydantic_data_converter
+    from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+    from temporalio.service import RPCError
 
-    address = config["target_host"]
-    deadline = time.monotonic() + 30
+    # The runtime logs to standard output by default.
+    forwarding = LogForwardingConfig(logging.getLogger("temporal"))
+    log = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"), forwarding=forwarding)
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=log)))
+
+    address, namespace = config["target_host"], config.get("namespace", "default")
+    deadline = time.monotonic() + (START_SECONDS if server else 0)
     while True:
         try:
-            async with asyncio.timeout(10):
-                return await Client.connect(**config, data_converter=pydantic_data_converter)
+            async with asyncio.timeout(5):
+                client = await Client.connect(**config, data_converter=pydantic_data_converter)
+                await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
+                return client
         except TimeoutError as error:
             raise UserError(
                 f"{address} is not a Temporal server: free the port, or name a server in TEMPORAL_ADDRESS"
             ) from error
-        except (RuntimeError, ValueError) as error:
-            if server is None:
-                raise UserError(f"cannot reach the Temporal server at {address}: {one_line(error)}") from error
-            if why := server.why_stopped():
+        except (RuntimeError, ValueError, RPCError) as error:
+            if server and (why := server.why_stopped()):
                 raise UserError(f"the Temporal server did not start: {why} (see {STATE / 'server.log'})") from error
             if time.monotonic() > deadline:
-                raise UserError(f"the Temporal server does not answer (see {STATE / 'server.log'})") from error
+                raise UserError(f"cannot use the Temporal server at {address}: {one_line(error)}") from error
             await asyncio.sleep(0.02)
 
 
@@ -407,18 +443,21 @@ class Progress:
         self._open: dict[str, tuple[str, datetime]] = {}  # activity id: its summary, and since when
         self._by_event: dict[int, str] = {}
         self._told: set[tuple[str, int]] = set()
+        self._seen = 0
 
     async def follow(self) -> None:
         """Show every step until the run is over."""
         async with asyncio.TaskGroup() as tasks:
-            attempts = tasks.create_task(self._follow_attempts())
-            await self._follow_steps()
+            attempts = tasks.create_task(patiently(self._follow_attempts))
+            await patiently(self._follow_steps)
             attempts.cancel()
 
     async def _follow_steps(self) -> None:
         # A long poll: the server answers when there is something new.
         async for event in self._handle.fetch_history_events(wait_new_event=True):
-            await self._show(event)
+            if event.event_id > self._seen:
+                self._seen = event.event_id
+                await self._show(event)
 
     async def _show(self, event: HistoryEvent) -> None:
         kind = event.WhichOneof("attributes") or ""
@@ -479,12 +518,38 @@ async def follow(client: Client, handle: Handle) -> AgentAnswer:
 
     progress = asyncio.create_task(Progress(client, handle).follow())
     try:
-        return await handle.result()
+        return await patiently(handle.result, notice=True)
     except WorkflowFailureError as error:
         raise UserError(why_failed(error)) from error
     finally:
         await asyncio.wait([progress], timeout=2)  # the last lines may be a moment behind the result
         progress.cancel()
+
+
+async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -> T:
+    """Await a call to the server, again and again while the server cannot be reached.
+
+    Raises:
+        UserError: The server was gone for longer than `LOST_SECONDS`.
+    """
+    from temporalio.service import RPCError, RPCStatusCode
+
+    lost: float | None = None
+    while True:
+        since = time.monotonic()
+        try:
+            return await call()
+        except RPCError as error:
+            if error.status not in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN):
+                raise
+            # A call that held for longer than the client's own retries had a server meanwhile.
+            if lost is None or time.monotonic() - since > 15:
+                lost = time.monotonic()
+                if notice:
+                    say("Lost the Temporal server; waiting for it to come back.")
+            if time.monotonic() - lost > LOST_SECONDS:
+                raise UserError(f"the Temporal server does not come back: {one_line(error)}") from error
+            await asyncio.sleep(1)
 
 
 def why_failed(error: BaseException) -> str:
@@ -511,16 +576,30 @@ def one_line(error: BaseException) -> str:
 
 async def run(options: argparse.Namespace) -> int:
     """Do what the command line says, and return the exit status."""
+    from temporalio.service import RPCError
+
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            os._exit(130)  # asked twice: at once, then
+        interrupted = True
+        loop.call_soon_threadsafe(task.cancel)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(task.cancel))
+        signal.signal(number, interrupt)
 
     handle: Handle | None = None
     try:
         async with AsyncExitStack() as stack:
             config, server = await stack.enter_async_context(temporal_server())
             client = await connect(config, server)
+            if server is not None:
+                keeper = asyncio.create_task(server.keep_running())
+                stack.callback(keeper.cancel)
             if not options.no_worker:
                 await stack.enter_async_context(make_worker(client))
             if options.worker:
@@ -535,7 +614,13 @@ async def run(options: argparse.Namespace) -> int:
                 say(f"The answer was cut short by {cut}.")
             print(answer.text, flush=True)
             return 0
+    except RPCError as error:
+        raise UserError(f"the Temporal server refused: {one_line(error)}") from error
+    except RuntimeError as error:
+        raise UserError(f"the worker stopped: {one_line(error)}") from error
     except asyncio.CancelledError:
+        if not interrupted:
+            raise UserError("the worker stopped") from None
         if handle is not None:
             say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
         return 0 if options.worker else 130
@@ -543,7 +628,8 @@ async def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, handlers=[handler := logging.StreamHandler()])
+    handler.setFormatter(OneLine("%(name)s: %(message)s"))
     with ExitStack() as stack:
         if options.offline:
             import offline

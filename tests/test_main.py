@@ -1,0 +1,313 @@
+"""The command line, in processes of its own: output, exit status, and what is left behind."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RunMain
+from standin import StandIn, status, text
+from standin import tools as calls
+from temporalio.client import Client
+
+import main
+from offline import NOTICE
+
+TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
+NO_KEY = {"AI_GATEWAY_API_KEY": ""}
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+# ── Answers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_answers_without_a_key_and_says_that_it_is_a_demo(run_main: RunMain, tmp_path: Path) -> None:
+    result = run_main("What is the weather in Tokyo?", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, TOKYO)
+    assert result.stderr.startswith(f"{NOTICE}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_question_is_about_two_cities(run_main: RunMain) -> None:
+    lines = run_main().stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["New York", "Los Angeles"]
+    assert all("°C" in line and "population" in line for line in lines)
+
+
+def test_a_city_that_does_not_exist_is_told_in_the_answer(run_main: RunMain) -> None:
+    result = run_main("What is the weather in Atlantis?")
+    assert (result.returncode, result.stdout) == (0, "Atlantis: there is no city called 'Atlantis'.\n")
+
+
+def test_with_a_key_it_uses_the_services_of_the_environment(run_main: RunMain, standin: StandIn) -> None:
+    result = run_main("Weather in Tokyo?", "--model", "some/model", env=standin.environment)
+    assert (result.returncode, result.stdout) == (0, TOKYO)
+    assert "DEMO" not in result.stderr
+    assert standin.calls[0].headers["ai-language-model-id"] == "some/model"
+    assert standin.calls[0].headers["authorization"] == f"Bearer {standin.environment['AI_GATEWAY_API_KEY']}"
+
+
+def test_the_model_comes_from_the_environment_and_offline_wins_over_a_key(run_main: RunMain, standin: StandIn) -> None:
+    run_main("Weather in Tokyo?", env={**standin.environment, "AI_MODEL": "env/model"})
+    assert {call.headers["ai-language-model-id"] for call in standin.calls} == {"env/model"}
+    seen = len(standin.calls)
+    result = run_main("--offline", "Weather in Tokyo?", env=standin.environment)
+    assert (result.stdout, len(standin.calls)) == (TOKYO, seen)
+    assert NOTICE in result.stderr
+
+
+def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> None:
+    result = run_main("Weather in Tokyo?", "--id", (name := uuid.uuid4().hex), "--model", "m", env=standin.environment)
+    plain = re.sub(r"\d+\.\d s", "N s", result.stderr)
+    assert plain.splitlines() == [
+        f"Run {name}",
+        plain.splitlines()[1],
+        "  > m, call 1",
+        "  < m, call 1 done in N s",
+        '  > get_weather(city="Tokyo")',
+        '  < get_weather(city="Tokyo") done in N s',
+        "  > m, call 2",
+        "  < m, call 2 done in N s",
+    ]
+    assert plain.splitlines()[1].endswith(f"/namespaces/default/workflows/{name}")
+
+
+def test_an_answer_that_was_cut_is_reported_as_such(run_main: RunMain, standin: StandIn) -> None:
+    standin.play(text("half an ans", reason="length"))
+    result = run_main("Weather?", env=standin.environment)
+    assert (result.returncode, result.stdout) == (0, "half an ans\n")
+    assert last_line(result) == "The answer was cut short by the model's length limit."
+
+
+def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, standin: StandIn) -> None:
+    name = uuid.uuid4().hex
+    first = run_main("Weather in Tokyo?", "--id", name, env=standin.environment)
+    again = run_main("Weather in Paris?", "--id", name, env=standin.environment)
+    alone = run_main("--id", name, env=standin.environment)
+    assert {first.stdout, again.stdout, alone.stdout} == {TOKYO}
+    assert len(standin.calls) == 2
+    assert f"Run {name} is over" in alone.stderr
+
+
+# ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "line"),
+    [
+        (401, "authentication_error", r"Error: the run failed: .*Invalid API key.* Set AI_GATEWAY_API_KEY .*"),
+        (404, "model_not_found", r"Error: the run failed: no good\. Name another model with --model or AI_MODEL\."),
+    ],
+)
+def test_a_model_that_refuses_ends_the_run_with_one_line(
+    run_main: RunMain, standin: StandIn, code: int, kind: str, line: str
+) -> None:
+    standin.play(status(code, kind, "no good"))
+    result = run_main("Weather?", env=standin.environment)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(line, last_line(result))
+
+
+def test_a_loop_without_end_is_stopped(run_main: RunMain, standin: StandIn) -> None:
+    standin.play(*[calls((str(i), "get_population", {"city": "Tokyo"})) for i in range(51)])
+    result = run_main("Loop!", env=standin.environment)
+    assert result.returncode == 1
+    assert "the agent made 50 model calls without coming to an answer" in last_line(result)
+    assert len(standin.calls) == 50
+
+
+def test_a_run_that_is_not_there_cannot_be_joined(run_main: RunMain) -> None:
+    result = run_main("--id", "nobody")
+    assert (result.returncode, last_line(result)) == (
+        1,
+        "Error: there is no run called 'nobody'; add a query to start one",
+    )
+
+
+async def test_an_id_that_belongs_to_another_workflow_is_refused(run_main: RunMain, client: Client) -> None:
+    await client.start_workflow("Other", id="taken", task_queue="none")
+    result = run_main("Weather?", "--id", "taken")
+    assert result.returncode == 1
+    assert last_line(result) == "Error: 'taken' is the id of a Other, not of an agent: choose another"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([""], "the query is empty"),
+        ([" \n\t"], "the query is empty"),
+        (["bell\a"], "the query contains control characters"),
+        ([b"\xff\xfe"], "the query is not valid UTF-8"),
+        (["q", "--id", ""], "--id is empty"),
+        (["q", "--id", "i" * 1001], "--id has 1,001 bytes, over the limit of 1,000"),
+        (["q", "--id", b"\xff"], "--id is not valid UTF-8"),
+        (["q", "--model", " "], "--model is empty"),
+        (["--worker", "q"], "--worker only serves: it takes no query, --id or --model"),
+        (["--worker", "--no-worker"], "argument --no-worker: not allowed with argument --worker"),
+        (["--no-worker", "--offline", "q"], "--offline is for the process that runs the worker"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["q", "second"], "unrecognized arguments: second"),
+    ],
+)
+def test_wrong_usage_is_answered_with_one_line(arguments: list[str | bytes], problem: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"main.py: error: {problem}" in last_line(result)
+
+
+def test_a_query_over_the_payload_limit_is_refused_before_it_is_sent(run_main: RunMain) -> None:
+    result = run_main("-", input="weather in Tokyo? " * 170_000)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(
+        r"Error: the query has 3,0\d\d,\d\d\d bytes, over Temporal's limit of 2,097,152.*", last_line(result)
+    )
+
+
+def test_a_server_that_cannot_be_reached_is_named(run_main: RunMain) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        result = run_main("Weather?", env={"TEMPORAL_ADDRESS": address})
+    assert result.returncode == 1
+    assert last_line(result).startswith(f"Error: cannot use the Temporal server at {address}: ")
+
+
+def test_a_namespace_that_is_not_there_is_named(run_main: RunMain) -> None:
+    result = run_main("Weather?", env={"TEMPORAL_NAMESPACE": "nowhere"})
+    assert result.returncode == 1
+    assert last_line(result).endswith("Namespace nowhere is not found.")
+
+
+def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "temporal.toml"
+    config.write_text(f'[profile.mine]\naddress = "{environment["TEMPORAL_ADDRESS"]}"\n')
+    profile = {"TEMPORAL_ADDRESS": "", "TEMPORAL_CONFIG_FILE": str(config), "TEMPORAL_PROFILE": "mine"}
+    assert run_main("Weather in Tokyo?", env=profile).stdout == TOKYO
+    result = run_main("Weather in Tokyo?", env={**profile, "TEMPORAL_PROFILE": "yours"})
+    assert result.returncode == 1
+    assert "Error: the Temporal configuration cannot be read: Profile 'yours' not found" in last_line(result)
+
+
+# ── The dev server of the folder ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
+    if main._answers(main.PORT) or main._answers(main.UI_PORT):
+        pytest.skip("something else uses the ports of the dev server")
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    yield tmp_path
+    assert not main._answers(main.PORT), "the dev server was left behind"
+
+
+def in_folder(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(folder / "main.py"), *arguments],
+        env={name: value for name, value in environment.items() if name != "TEMPORAL_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_dev_server_comes_and_goes_with_the_run_and_keeps_its_runs(
+    folder: Path, environment: dict[str, str]
+) -> None:
+    first = in_folder(folder, environment, "Weather in Tokyo?", "--id", "one")
+    out, err = first.communicate(timeout=60)
+    assert (first.returncode, out) == (0, TOKYO)
+    assert "http://localhost:8233/namespaces/default/workflows/one" in err
+    assert (folder / ".temporal" / "temporal.db").exists()
+    assert not main._answers(main.PORT)
+    again = in_folder(folder, environment, "--id", "one")
+    assert again.communicate(timeout=60)[0] == TOKYO
+
+
+def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
+    folder: Path, environment: dict[str, str], standin: StandIn
+) -> None:
+    environment = {**environment, **standin.environment}
+    slow_starts = in_folder(folder, environment, "--worker")
+    assert slow_starts.stderr is not None
+    assert "ready" in slow_starts.stderr.readline()
+    quick = in_folder(folder, environment, "Weather in Tokyo?")
+    assert quick.communicate(timeout=60)[0] == TOKYO
+    other = in_folder(folder, environment, "Weather in Tokyo and Paris?")
+    standin.wait_for(calls=3)
+    slow_starts.send_signal(signal.SIGTERM)
+    slow_starts.communicate(timeout=60)
+    assert slow_starts.returncode == 0
+    assert "Paris" in other.communicate(timeout=60)[0]
+
+
+def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path, environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", main.PORT)):
+        process = in_folder(folder, environment, "Weather?")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: localhost:7233 is not a Temporal server: free the port" in err
+    assert "Traceback" not in err
+
+
+def test_a_taken_web_ui_port_is_told(folder: Path, environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", main.UI_PORT)):
+        process = in_folder(folder, environment, "Weather?")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"Error: the Temporal server did not start: .*8233.*", err)
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder: Path, environment: dict[str, str]) -> None:
+    (folder / ".temporal").write_text("not a folder")
+    process = in_folder(folder, environment, "Weather?")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"Error: cannot keep the Temporal server's files in .*\.temporal: ", err)
+
+
+def test_no_temporal_command_is_told(folder: Path, environment: dict[str, str]) -> None:
+    # The same Python without the folder that `temporal` is in.
+    bare = folder / "python"
+    bare.symlink_to(Path(sys.executable).resolve())
+    process = subprocess.Popen(
+        [str(bare), str(folder / "main.py"), "Weather?"],
+        env={**{k: v for k, v in environment.items() if k != "TEMPORAL_ADDRESS"}, "PATH": "", "PYTHONPATH": site()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: there is no `temporal` command: run `uv sync`, or name a server in TEMPORAL_ADDRESS" in err
+
+
+def site() -> str:
+    return os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
+def test_the_command_of_the_readme(environment: dict[str, str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["uv", "run", "python", "main.py", "What is the weather in Tokyo?"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, TOKYO)
