@@ -42,6 +42,9 @@ REJECTED = "rejected_tool_call"
 MALFORMED_ANSWER_ATTEMPTS = 3
 """A model that answers with nothing, or not in the asked format, may do better when asked again, but not for ever."""
 
+TLS = httpx.create_ssl_context()
+"""Made once: it takes 30 ms, which every model call would pay again."""
+
 GATEWAY_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
 # What the same call with the same input would raise again. Everything else may be a passing fault.
@@ -195,7 +198,7 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
             # The transport below reads the stream as it comes, which a compressed one would hide from it.
             headers={"Accept-Encoding": "identity"},
             # Private: the SDK has no public way to see the parts that it drops.
-            _transport=_ErrorPartTransport(),
+            _transport=_ErrorPartTransport(verify=TLS),
         )
         self.finish_reason: str | None = None
 
@@ -486,9 +489,10 @@ def final(error: BaseException) -> bool:
 def _one_line(error: BaseException) -> str:
     """The error's text in one line, without the values of secrets in the environment (a server may echo them)."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for name, value in os.environ.items():
-        if value and name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
-            text = text.replace(value.strip(), f"${name}")
+    for name, secret in os.environ.items():
+        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
+            for shown in (secret, repr(secret)[1:-1], " ".join(secret.split())):
+                text = text.replace(shown, f"${name}") if shown else text
     return _encodable(text)[:2000]
 
 

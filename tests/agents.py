@@ -1,10 +1,12 @@
 """Agents and workflows that the tests need beside the sample's own."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pydantic
 from temporalio import workflow
+from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
@@ -57,6 +59,21 @@ class OtherWorkflow:
     async def run(self, query: str) -> list[WireMessage]:
         with temporal_failures():
             return await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query))
+
+
+@workflow.defn
+class ImpatientWorkflow:
+    """The sample's agent, with a model that is given up soon and tried again often. Returns the answer."""
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        llm = TemporalLanguageModel(
+            "test/model",
+            idle_timeout=timedelta(seconds=1),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
+        )
+        with temporal_failures():
+            return (await transcript_of(ai.run(agent, llm, query)))[-1].text
 
 
 @workflow.defn
@@ -147,6 +164,7 @@ class DirectWorkflow:
 WORKFLOWS = [
     TranscriptWorkflow,
     OtherWorkflow,
+    ImpatientWorkflow,
     AnswerWorkflow,
     StructuredWorkflow,
     SendWorkflow,

@@ -1,6 +1,7 @@
 """One real Temporal dev server for all tests, real HTTP stand-ins for the rest."""
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPORAL_SETTINGS = ("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL", "OPEN_METEO_")
 
 type RunMain = Callable[..., subprocess.CompletedProcess[str]]
+type StartMain = Callable[..., subprocess.Popen[str]]
 type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAnswer]]]
 
 
@@ -109,6 +111,47 @@ def run_main(environment: dict[str, str]) -> RunMain:
         )
 
     return run
+
+
+@pytest.fixture
+def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
+    """Start `main.py` in the background, on the tests' server or, in another folder, on that folder's own."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, folder: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        named = environment if folder == ROOT else {k: v for k, v in environment.items() if k != "TEMPORAL_ADDRESS"}
+        process = subprocess.Popen(
+            [sys.executable, str(folder / "main.py"), *arguments],
+            env={**named, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
+    if main._answers(main.PORT) or main._answers(main.UI_PORT):
+        pytest.skip("something else uses the ports of the dev server")
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    yield tmp_path
+    assert not main._answers(main.PORT), "the dev server was left behind"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # There is one machine's worth of Temporal's ports.
+    for item in items:
+        if "folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ports"))
 
 
 _status = 0

@@ -1,5 +1,6 @@
 """The command line, in processes of its own: output, exit status, and what is left behind."""
 
+import functools
 import os
 import re
 import shutil
@@ -8,11 +9,10 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RunMain
+from conftest import ROOT, RunMain, StartMain
 from standin import StandIn, status, text
 from standin import tools as calls
 from temporalio.client import Client
@@ -204,77 +204,54 @@ def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, st
 # ── The dev server of the folder ─────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
-    if main._answers(main.PORT) or main._answers(main.UI_PORT):
-        pytest.skip("something else uses the ports of the dev server")
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, tmp_path)
-    yield tmp_path
-    assert not main._answers(main.PORT), "the dev server was left behind"
-
-
-def in_folder(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(folder / "main.py"), *arguments],
-        env={name: value for name, value in environment.items() if name != "TEMPORAL_ADDRESS"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_the_dev_server_comes_and_goes_with_the_run_and_keeps_its_runs(
-    folder: Path, environment: dict[str, str]
-) -> None:
-    first = in_folder(folder, environment, "Weather in Tokyo?", "--id", "one")
+def test_the_dev_server_comes_and_goes_with_the_run_and_keeps_its_runs(folder: Path, start_main: StartMain) -> None:
+    first = start_main("Weather in Tokyo?", "--id", "one", folder=folder)
     out, err = first.communicate(timeout=60)
     assert (first.returncode, out) == (0, TOKYO)
     assert "http://localhost:8233/namespaces/default/workflows/one" in err
     assert (folder / ".temporal" / "temporal.db").exists()
     assert not main._answers(main.PORT)
-    again = in_folder(folder, environment, "--id", "one")
+    again = start_main("--id", "one", folder=folder)
     assert again.communicate(timeout=60)[0] == TOKYO
 
 
 def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
-    folder: Path, environment: dict[str, str], standin: StandIn
+    folder: Path, start_main: StartMain, standin: StandIn
 ) -> None:
-    environment = {**environment, **standin.environment}
-    slow_starts = in_folder(folder, environment, "--worker")
-    assert slow_starts.stderr is not None
-    assert "ready" in slow_starts.stderr.readline()
-    quick = in_folder(folder, environment, "Weather in Tokyo?")
+    start_main = functools.partial(start_main, folder=folder, env=standin.environment)
+    first = start_main("--worker")
+    assert first.stderr is not None
+    assert "ready" in first.stderr.readline()
+    quick = start_main("Weather in Tokyo?")
     assert quick.communicate(timeout=60)[0] == TOKYO
-    other = in_folder(folder, environment, "Weather in Tokyo and Paris?")
+    other = start_main("Weather in Tokyo and Paris?")
     standin.wait_for(calls=3)
-    slow_starts.send_signal(signal.SIGTERM)
-    slow_starts.communicate(timeout=60)
-    assert slow_starts.returncode == 0
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
     assert "Paris" in other.communicate(timeout=60)[0]
 
 
-def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path, environment: dict[str, str]) -> None:
+def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path, start_main: StartMain) -> None:
     with socket.create_server(("127.0.0.1", main.PORT)):
-        process = in_folder(folder, environment, "Weather?")
+        process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Error: localhost:7233 is not a Temporal server: free the port" in err
     assert "Traceback" not in err
 
 
-def test_a_taken_web_ui_port_is_told(folder: Path, environment: dict[str, str]) -> None:
+def test_a_taken_web_ui_port_is_told(folder: Path, start_main: StartMain) -> None:
     with socket.create_server(("127.0.0.1", main.UI_PORT)):
-        process = in_folder(folder, environment, "Weather?")
+        process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search(r"Error: the Temporal server did not start: .*8233.*", err)
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder: Path, environment: dict[str, str]) -> None:
+def test_a_folder_that_cannot_be_written_is_told(folder: Path, start_main: StartMain) -> None:
     (folder / ".temporal").write_text("not a folder")
-    process = in_folder(folder, environment, "Weather?")
+    process = start_main("Weather?", folder=folder)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search(r"Error: cannot keep the Temporal server's files in .*\.temporal: ", err)

@@ -216,6 +216,7 @@ def test_a_bad_request_gets_an_open_meteo_error(url: str, path: str, reason: str
 def test_the_environment_leads_to_the_stand_ins(url: str) -> None:
     environment = offline.environment(url)
     assert environment.pop("AI_GATEWAY_API_KEY")
+    assert "127.0.0.1" in environment.pop("no_proxy").split(",")
     assert environment == {
         "AI_GATEWAY_BASE_URL": f"{url}/v3/ai",
         "OPEN_METEO_GEOCODING_URL": f"{url}/v1/search",

@@ -1,0 +1,209 @@
+"""Real processes killed with real signals: nothing is lost, and nothing that was done is done again."""
+
+import functools
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import StartMain
+from standin import StandIn, hang, held, json, text
+from standin import tools as calls
+
+import main
+
+BOUND = 25  # seconds from a restart to the answer: 15 of them promised, the rest for a loaded machine
+TOKYO_AND_PARIS = "Weather in Tokyo and Paris?"
+
+
+@pytest.fixture
+def start(start_main: StartMain, standin: StandIn) -> StartMain:
+    """Start `main.py` with a key and the stand-ins."""
+    return functools.partial(start_main, env=standin.environment)
+
+
+def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"{words!r} never came")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def answer(process: subprocess.Popen[str], seconds: float = BOUND) -> str:
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return out
+
+
+# ── Killed workers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_killed_before_the_first_workflow_task(start: StartMain, standin: StandIn) -> None:
+    name = uuid.uuid4().hex
+    client = start("--no-worker", TOKYO_AND_PARIS, "--id", name)
+    wait_for_line(client, f"Run {name}")
+    kill(client)
+    assert "Paris" in answer(start("--id", name))
+    assert (len(standin.calls), Counter(standin.lookups)) == (2, Counter(Tokyo=1, Paris=1))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_killed_during_a_model_call(start: StartMain, standin: StandIn, call: int) -> None:
+    name = uuid.uuid4().hex
+    two = calls(("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"}))
+    standin.play(*[two, text("the answer")][: call - 1], hang(), *[two, text("the answer")][call - 1 :])
+    victim = start(TOKYO_AND_PARIS, "--id", name)
+    standin.wait_for(calls=call)
+    kill(victim)
+    assert answer(start("--id", name)) == "the answer\n"
+    assert (len(standin.calls), Counter(standin.lookups)) == (3, Counter(Tokyo=1, Paris=1))
+
+
+def test_killed_during_one_of_two_parallel_tool_calls(start: StartMain, standin: StandIn) -> None:
+    name, release = uuid.uuid4().hex, threading.Event()
+    place = json({"results": [{"name": "Tokyo", "latitude": 35.6895, "longitude": 139.6917}]})
+    later = held(release, place)
+    standin.geocoding = lambda call: later(call) if len(standin.lookups) == 2 else place(call)
+    standin.play(
+        calls(("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Tokio"})), text("the answer")
+    )
+    victim = start(TOKYO_AND_PARIS, "--id", name)
+    wait_for_line(victim, "< get_weather")
+    standin.wait_for(lookups=2)
+    kill(victim)
+    release.set()
+    assert answer(start("--id", name)) == "the answer\n"
+    # The first of the two was done; only the second, in flight at the kill, was asked for again.
+    assert len(standin.calls) == 2
+    assert Counter(standin.lookups)[standin.lookups[0]] == 1
+    assert len(standin.lookups) == 3
+
+
+def test_workers_share_the_work_and_either_may_be_killed(start: StartMain, standin: StandIn) -> None:
+    workers = [start("--worker"), start("--worker")]
+    for worker in workers:
+        wait_for_line(worker, "ready")
+    standin.play(hang())
+    client = start("--no-worker", TOKYO_AND_PARIS)
+    standin.wait_for(calls=1)
+    # Whichever of them has the call: the other one will do.
+    kill(workers[0])
+    if standin.calls[0].closed.wait(1):
+        assert "Paris" in answer(client, 2 * BOUND)
+        return
+    workers[0] = start("--worker")
+    wait_for_line(workers[0], "ready")
+    kill(workers[1])
+    assert "Paris" in answer(client, 2 * BOUND)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_worker_hands_its_calls_over_at_once(
+    start: StartMain, standin: StandIn, number: signal.Signals
+) -> None:
+    first = start("--worker")
+    wait_for_line(first, "ready")
+    standin.play(hang(*[{"type": "text-start", "id": "1"}, {"type": "text-delta", "id": "1", "delta": "half"}]))
+    client = start("--no-worker", "Weather in Tokyo?")
+    standin.wait_for(calls=1)
+    second = start("--worker")
+    wait_for_line(second, "ready")
+    since = time.monotonic()
+    first.send_signal(number)
+    standin.wait_for(calls=2, seconds=4)  # less than the heartbeat timeout of five
+    _, err = first.communicate(timeout=10)
+    assert (first.returncode, err) == (0, "")
+    assert time.monotonic() - since < 10
+    assert "Tokyo" in answer(client)
+
+
+def test_an_interrupted_run_goes_on_and_says_how_to_rejoin_it(start: StartMain, standin: StandIn) -> None:
+    standin.play(hang())
+    process = start("Weather in Tokyo?", "--id", "it's mine")
+    standin.wait_for(calls=1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    rejoin = "Interrupted. The run itself goes on; follow it with: uv run python main.py --id 'it'\"'\"'s mine'"
+    assert err.splitlines()[-1] == rejoin
+    assert "Traceback" not in err
+    assert "Tokyo" in answer(start("--id", "it's mine"))
+
+
+# ── Cancelling ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancelling_closes_the_connection_to_the_model(
+    start: StartMain, standin: StandIn, environment: dict[str, str]
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(hang(*[{"type": "text-start", "id": "1"}, {"type": "text-delta", "id": "1", "delta": "half"}]))
+    process = start("Weather?", "--id", name)
+    standin.wait_for(calls=1)
+    temporal = main.find_temporal()
+    assert temporal is not None
+    cancel = ["workflow", "cancel", "--workflow-id", name, "--address", environment["TEMPORAL_ADDRESS"]]
+    subprocess.run([temporal, *cancel], check=True, capture_output=True, timeout=20)
+    assert standin.calls[0].closed.wait(5)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1] == "Error: the run was cancelled"
+    assert len(standin.calls) == 1
+
+
+# ── Killed servers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def server_pid(folder: Path) -> int:
+    return int((folder / ".temporal" / "server.pid").read_text())
+
+
+def test_a_killed_dev_server_is_started_again_by_the_run_that_uses_it(
+    folder: Path, start: StartMain, standin: StandIn
+) -> None:
+    release = threading.Event()
+    standin.play(held(release, calls(("a", "get_weather", {"city": "Tokyo"}))), text("the answer"))
+    process = start("Weather?", folder=folder)
+    standin.wait_for(calls=1)
+    before = server_pid(folder)
+    os.kill(before, signal.SIGKILL)
+    release.set()
+    assert answer(process, 60) == "the answer\n"
+    assert server_pid(folder) != before
+    assert standin.lookups == ["Tokyo"]
+
+
+def test_server_and_run_killed_together(folder: Path, start: StartMain, standin: StandIn) -> None:
+    standin.play(calls(("a", "get_weather", {"city": "Tokyo"})), hang(), text("the answer"))
+    victim = start("Weather?", "--id", "one", folder=folder)
+    standin.wait_for(calls=2)
+    os.kill(server_pid(folder), signal.SIGKILL)
+    kill(victim)
+    assert answer(start("--id", "one", folder=folder)) == "the answer\n"
+    assert (len(standin.calls), standin.lookups) == (3, ["Tokyo"])
+
+
+def test_a_dev_server_left_behind_is_used_by_the_next_run_and_stopped(
+    folder: Path, start: StartMain, standin: StandIn
+) -> None:
+    standin.play(hang(), text("the answer"))
+    victim = start("Weather?", "--id", "one", folder=folder)
+    standin.wait_for(calls=1)
+    before = server_pid(folder)
+    kill(victim)
+    assert main._answers(main.PORT)
+    assert answer(start("--id", "one", folder=folder)) == "the answer\n"
+    assert server_pid(folder) == before
+    assert not main._answers(main.PORT)
