@@ -488,6 +488,8 @@ def final(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     """The error's text in one line, without the values of secrets in the environment (a server may echo them)."""
+    if isinstance(error.__cause__, httpx.HTTPError):
+        error = error.__cause__  # GatewayModel's own words for a lost connection lead astray
     text = " ".join(str(error).split()) or type(error).__name__
     for name, secret in os.environ.items():
         if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):

@@ -66,12 +66,11 @@ def make_worker(client: Client, queue: str, **options: Any) -> Worker:
     )
 
 
-@pytest.fixture
-async def queue(client: Client) -> AsyncIterator[str]:
+@pytest.fixture(scope="session")
+async def queue(temporal: WorkflowEnvironment) -> AsyncIterator[str]:
     """The task queue of a worker in this process."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    async with make_worker(client, name):
-        yield name
+    async with make_worker(temporal.client, "tests"):
+        yield "tests"
 
 
 @pytest.fixture
