@@ -268,7 +268,7 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
         try:
-            async with _parked(runtime):
+            async with _Pump.parked(runtime):
                 reply = await workflow.execute_activity(
                     tool_call_activity,
                     ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
@@ -317,50 +317,41 @@ class _Pump:
 
     _pumps: ClassVar[WeakKeyDictionary[ai.Runtime, "_Pump"]] = WeakKeyDictionary()
 
-    def __init__(self, runtime: ai.Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self) -> None:
+        # No reference to the runtime: it would keep itself alive as a key of the dictionary above.
         self._in_flight = 0
         self._has_step = False
 
     @classmethod
-    def of(cls, runtime: ai.Runtime) -> "_Pump":
-        return cls._pumps.setdefault(runtime, cls(runtime))
+    @asynccontextmanager
+    async def parked(cls, runtime: ai.Runtime | None) -> AsyncGenerator[None]:
+        """Keep the pump of this runtime waiting for as long as the body runs. Without a runtime there is no pump."""
+        if runtime is None:
+            yield
+            return
+        pump = cls._pumps.setdefault(runtime, cls())
+        pump._in_flight += 1
+        await pump._put_step(runtime)
+        try:
+            yield
+        finally:
+            pump._in_flight -= 1
 
-    async def park(self) -> None:
-        self._in_flight += 1
-        await self._put_step()
-
-    def unpark(self) -> None:
-        self._in_flight -= 1
-
-    async def _put_step(self) -> None:
+    async def _put_step(self, runtime: ai.Runtime) -> None:
         # At most one: the step makes way for any other, so two of them would make way for each other for ever.
         if self._in_flight and not self._has_step:
             self._has_step = True
-            await self._runtime.put_step(self._wait, asyncio.Future())
+            await runtime.put_step(functools.partial(self._wait, runtime), asyncio.Future())
 
-    async def _wait(self) -> AsyncGenerator[ai.Message]:
+    async def _wait(self, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:
         in_flight = self._in_flight
-        steps = self._runtime._step_queue  # private: tells that another step waits, a second agent's model call
+        steps = runtime._step_queue  # private: tells that another step waits, a second agent's model call
         # Also ends when one of several tools is done, so that its message is passed on at once.
         await workflow.wait_condition(lambda: self._in_flight != in_flight or not steps.empty())
         self._has_step = False
-        await self._put_step()
+        await self._put_step(runtime)
         for message in list[ai.Message]():  # yields nothing, as a step may
             yield message
-
-
-@asynccontextmanager
-async def _parked(runtime: ai.Runtime | None) -> AsyncGenerator[None]:
-    if runtime is None:
-        yield
-        return
-    pump = _Pump.of(runtime)
-    await pump.park()
-    try:
-        yield
-    finally:
-        pump.unpark()
 
 
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,9 @@
 """The bridge: the unchanged loop in a real workflow, against real HTTP."""
 
 import asyncio
+import gc
 import inspect
+import types
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -19,11 +21,12 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer
+from vercel_ai_sdk.core.tools import _tool_registry
 
 import tools
 import workflow
 from activities import CheckedGatewayModel, ModelReply, ModelRequest
-from durable import WORKFLOW_RUNNER, temporal_tool, temporal_tools
+from durable import WORKFLOW_RUNNER, _Pump, temporal_tool, temporal_tools
 from offline import finish
 
 type Execute = Callable[..., Awaitable[Any]]
@@ -89,6 +92,18 @@ async def test_the_history_replays(client: Client, start_agent: StartAgent) -> N
         data_converter=client.data_converter,
     )
     await replayer.replay_workflow(await handle.fetch_history())
+
+
+async def test_nothing_of_a_finished_run_is_kept(start_agent: StartAgent) -> None:
+    def kept() -> int:
+        gc.collect()
+        return len(_Pump._pumps)
+
+    await (await start_agent(COMPARE)).result()
+    before = kept()
+    for _ in range(5):
+        await (await start_agent(COMPARE)).result()
+    assert kept() <= before + 1  # the worker may not be done with the last one
 
 
 async def test_two_agents_at_once_keep_their_transcripts_apart(execute: Execute) -> None:
@@ -213,6 +228,15 @@ async def test_no_timer_is_written_while_a_slow_tool_runs(start_agent: StartAgen
     standin.geocoding = slowly
     assert await count() == fast
     assert not any("TIMER" in name for name in fast)
+
+
+def test_the_private_names_of_the_sdk_are_still_there() -> None:
+    """Fails when an update of the SDK moves what durable.py and activities.py have to touch (`private:` in both)."""
+    assert isinstance(tools.get_weather._fn, types.FunctionType)
+    assert tools.get_weather._validator is not None
+    assert _tool_registry["get_weather"] is workflow.TOOLS[0]
+    assert ai.Runtime()._step_queue.empty()
+    assert "_transport" in inspect.signature(ai.ai_gateway.GatewayModel).parameters
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
