@@ -12,6 +12,7 @@ import asyncio
 import base64
 import json
 import os
+import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,18 +24,21 @@ import pydantic
 import vercel_ai_sdk as ai
 from pydantic_core import from_json, to_jsonable_python
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from vercel_ai_sdk.ai_gateway.errors import GatewayInternalServerError, GatewayResponseError
+from temporalio.exceptions import ApplicationError
+from vercel_ai_sdk.ai_gateway.errors import GatewayError
 from vercel_ai_sdk.core import llm as events
 
-PAYLOAD_LIMIT = 2 * 1024 * 1024
-"""Bytes. Temporal servers refuse a larger payload by default (`limit.blobSize.error`), and would be asked again."""
+PAYLOAD_LIMIT = 2 * 1024 * 1024 - 1024
+"""Bytes of JSON. Temporal servers refuse a payload of over 2 MiB by default; the rest is room for its metadata."""
 
 QUERY = "model_request"
 """Name of the query with which a model activity fetches its request. durable.py registers the handler."""
 
 QUERY_PAGE = 1024 * 1024
 """Bytes. A query's answer is a payload too: longer transcripts are fetched in pages of this size."""
+
+QUERY_TIMEOUT = timedelta(seconds=10)
+"""Far longer than a replay of the workflow takes, which a query may have to wait for."""
 
 REJECTED = "rejected_tool_call"
 """Name of the tool that stands in for a call no tool can take. durable.py registers it."""
@@ -44,6 +48,9 @@ MALFORMED_ANSWER_ATTEMPTS = 3
 
 TLS = httpx.create_ssl_context()
 """Made once: it takes 30 ms, which every model call would pay again."""
+
+MIN_SECRET = 8
+"""Characters. A shorter value of an environment variable is no secret, and may be part of any word."""
 
 GATEWAY_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
@@ -138,6 +145,10 @@ class ToolReply(pydantic.BaseModel):
 # ── The model ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class IncompleteAnswer(GatewayError):
+    """The model's stream broke off, or reported an error in the middle."""
+
+
 class _ErrorPartTransport(httpx.AsyncHTTPTransport):
     """Raises when an `error` part arrives in the stream: `GatewayModel` skips it, and with it the reason."""
 
@@ -171,7 +182,7 @@ class _ErrorPartStream(httpx.AsyncByteStream):
         if isinstance(part, dict) and part.get("type") == "error":
             error = part.get("error")
             reason = error.get("message", error) if isinstance(error, dict) else error
-            raise GatewayInternalServerError(f"the model's stream reported an error: {reason}")
+            raise IncompleteAnswer(f"the model's stream reported an error: {reason}")
 
     @override
     async def aclose(self) -> None:
@@ -192,13 +203,16 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
     """
 
     def __init__(self, model: str) -> None:
+        url = httpx.URL(os.environ.get("AI_GATEWAY_BASE_URL") or GATEWAY_URL)
+        # httpx leaves the proxy of the environment to a transport that it is given.
+        proxy = None if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies().get(url.scheme)
         super().__init__(
             model,
-            base_url=os.environ.get("AI_GATEWAY_BASE_URL") or GATEWAY_URL,
+            base_url=str(url),
             # The transport below reads the stream as it comes, which a compressed one would hide from it.
             headers={"Accept-Encoding": "identity"},
             # Private: the SDK has no public way to see the parts that it drops.
-            _transport=_ErrorPartTransport(verify=TLS),
+            _transport=_ErrorPartTransport(verify=TLS, proxy=proxy),
         )
         self.finish_reason: str | None = None
 
@@ -215,9 +229,12 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
                     self.finish_reason = event.finish_reason
                 yield event
         if self.finish_reason is None:
-            raise GatewayResponseError("the model's stream ended before its finish part")
+            raise IncompleteAnswer("the model's stream ended before its finish part")
         if self.finish_reason == "error":
-            raise GatewayResponseError("the model's stream finished with an error")
+            raise IncompleteAnswer("the model's stream finished with an error")
+
+
+type _Call = tuple[str, str]  # the name of a tool, and the arguments
 
 
 async def _separate_calls(stream: AsyncGenerator[events.StreamEvent]) -> AsyncGenerator[events.StreamEvent]:
@@ -226,34 +243,45 @@ async def _separate_calls(stream: AsyncGenerator[events.StreamEvent]) -> AsyncGe
     A call normally comes twice, streamed (`tool-input-*`) and then whole (`tool-call`), so a repeated id means
     another call only if its name or arguments differ.
     """
-    calls: dict[str, list[tuple[str, str]]] = {}
-    open_calls: dict[str, tuple[str, str]] = {}
+    whole: dict[str, list[_Call]] = {}
+    current: dict[str, _Call] = {}
     async with aclosing(stream):
         async for event in stream:
+            # What repeats an id is held back until it is whole; the rest passes as it comes.
+            held = False
             match event:
                 case events.ToolStart(tool_call_id=id, tool_name=name):
-                    open_calls[id] = (name, "")
-                case events.ToolArgsDelta(tool_call_id=id, delta=delta) if id in open_calls:
-                    name, arguments = open_calls[id]
-                    open_calls[id] = (name, arguments + delta)
-                case events.ToolEnd(tool_call_id=id) if id in open_calls:
-                    call = open_calls.pop(id)
-                    known = calls.setdefault(id, [])
-                    if known and not known[-1][1]:
-                        known[-1] = call  # announced without arguments, now whole
-                    elif not any(_same_call(call, other) for other in known):
-                        known.append(call)
-                    else:
-                        continue
-                    emitted = id if len(known) == 1 else f"{id}-{len(known)}"
-                    yield events.ToolStart(emitted, call[0])
-                    yield events.ToolArgsDelta(emitted, call[1])
-                    yield events.ToolEnd(emitted)
-                case _:
-                    yield event
+                    current[id] = (name, "")
+                    held = id in whole
+                case events.ToolArgsDelta(tool_call_id=id, delta=delta) if id in current:
+                    name, arguments = current[id]
+                    current[id] = (name, arguments + delta)
+                    held = id in whole
+                case events.ToolEnd(tool_call_id=id) if id in current:
+                    call = current.pop(id)
+                    held = id in whole
+                    if not held:
+                        whole[id] = [call]
+                    elif new_id := _new_id(id, call, whole[id]):
+                        yield events.ToolStart(new_id, call[0])
+                        yield events.ToolArgsDelta(new_id, call[1])
+                        yield events.ToolEnd(new_id)
+            if not held:
+                yield event
 
 
-def _same_call(a: tuple[str, str], b: tuple[str, str]) -> bool:
+def _new_id(id: str, call: _Call, known: list[_Call]) -> str | None:
+    """The id for a call that repeats `id`, or None if it is one of the calls that are known by it already."""
+    if known[-1] == (call[0], ""):
+        known[-1] = call  # announced without arguments, now whole
+    elif any(_same_call(call, other) for other in known):
+        return None
+    else:
+        known.append(call)
+    return id if len(known) == 1 else f"{id}-{len(known)}"
+
+
+def _same_call(a: _Call, b: _Call) -> bool:
     try:
         return a[0] == b[0] and (a[1] == b[1] or from_json(a[1]) == from_json(b[1]))
     except ValueError:
@@ -301,7 +329,8 @@ async def _fetch_request(number: int) -> ModelRequest:
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
-        page = await handle.query(QUERY, args=[number, len(data)], result_type=bytes)
+        # A query that got lost is given up soon: the next attempt asks again.
+        page = await handle.query(QUERY, args=[number, len(data)], result_type=bytes, rpc_timeout=QUERY_TIMEOUT)
         data += page
         if len(page) < QUERY_PAGE:
             return ModelRequest.model_validate_json(bytes(data))
@@ -321,7 +350,10 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
             raise TimeoutError(f"the model sent nothing for {idle_timeout.total_seconds():g} s") from None
         raise
     except (json.JSONDecodeError, pydantic.ValidationError) as error:
-        raise _malformed_answer(f"the model's answer is not a {request.output_type}: {_one_line(error)}") from None
+        if request.output_type is None:
+            raise
+        problem = f"the model's answer is not a {request.output_type.__name__}: {_one_line(error)}"
+        raise _malformed_answer(problem) from None
     if message is None:
         raise _malformed_answer("the model's stream was empty")
     return message
@@ -457,17 +489,6 @@ def _sorted_failures() -> Iterator[None]:
         yield
     except ApplicationError:
         raise
-    except asyncio.CancelledError:
-        details = activity.cancellation_details()
-        if details is not None and details.worker_shutdown:
-            # Left alone, the server would wait for the heartbeat timeout before it gave the call to another worker.
-            raise ApplicationError(
-                "the worker was shut down",
-                type="WorkerShutdown",
-                next_retry_delay=timedelta(milliseconds=1),
-                category=ApplicationErrorCategory.BENIGN,
-            ) from None
-        raise
     except Exception as error:
         # `from None`: a cause would put its own, unredacted text into the history.
         raise ApplicationError(_one_line(error), type=type(error).__name__, non_retryable=final(error)) from None
@@ -482,19 +503,24 @@ def final(error: BaseException) -> bool:
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status not in (408, 409, 425, 429)
-    # GatewayModel wraps whatever goes wrong, a bug included, into an error that looks like the server's.
-    return isinstance(error, FINAL_ERRORS) or isinstance(error.__cause__, FINAL_ERRORS)
+    if isinstance(error, GatewayError) and error.__cause__ is not None:
+        # The SDK wraps whatever goes wrong, a bug included, into an error that looks like the server's.
+        error = error.__cause__
+    return isinstance(error, FINAL_ERRORS)
 
 
 def _one_line(error: BaseException) -> str:
     """The error's text in one line, without the values of secrets in the environment (a server may echo them)."""
-    if isinstance(error.__cause__, httpx.HTTPError):
-        error = error.__cause__  # GatewayModel's own words for a lost connection lead astray
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, GatewayError) and not isinstance(error, IncompleteAnswer):
+        # What the SDK says of a lost connection leads astray, and of a status it says nothing.
+        cause = error.__cause__
+        text = f"{type(cause).__name__}: {cause}" if cause else f"HTTP {error.status_code}: {error}"
+    text = " ".join(text.split()) or type(error).__name__
     for name, secret in os.environ.items():
-        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
+        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")) and len(secret) >= MIN_SECRET:
             for shown in (secret, repr(secret)[1:-1], " ".join(secret.split())):
-                text = text.replace(shown, f"${name}") if shown else text
+                text = text.replace(shown, f"${name}")
     return _encodable(text)[:2000]
 
 

@@ -49,7 +49,8 @@ from activities import (
 )
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
-"""How long a dead worker goes unnoticed. The activities heartbeat three times as often."""
+"""How long a dead worker goes unnoticed. The activities heartbeat three times as often, if the `Worker` lets them: give
+it `max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3`, or it holds them back for four fifths of the timeout."""
 
 MODEL_OPTIONS = workflow.ActivityConfig(
     # Far longer than an answer takes: silence is found by the idle timeout, a dead worker by the heartbeats.
@@ -373,8 +374,9 @@ def temporal_failures() -> Iterator[None]:
         leaves = list(_leaves(error))
         cause = next((leaf for leaf in leaves if isinstance(leaf, FailureError)), leaves[0])
         if isinstance(cause, FailureError):
-            raise cause from None
-        raise ApplicationError(str(cause), type=type(cause).__name__, non_retryable=True) from cause
+            raise cause from cause.__cause__  # keeps what makes it a cancellation, and leaves the group out
+        text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+        raise ApplicationError(text, type=type(cause).__name__, non_retryable=True) from cause
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import shlex
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 DEFAULT_QUERY = "How is the weather in New York and in Los Angeles, and how many people live in each?"
 DEFAULT_MODEL = "anthropic/claude-sonnet-4.6"
 TASK_QUEUE = "durable-agent"
+OFFLINE_TASK_QUEUE = "durable-agent-offline"
+"""Of its own, so that no demo worker ever answers for a real model, nor the other way round."""
+
+BUILD_ID = "1"
 MAX_ID_BYTES = 1000  # the server's limit for a workflow id
 
 PORT, UI_PORT = 7233, 8233
@@ -51,14 +56,16 @@ LOST_SECONDS = 60
 
 REJOIN = "uv run python main.py --id"
 
-# What a person can do about it, by the type of the failure that ended the run.
+# What a person can do about it, by the type or the status of the failure that ended the run.
 ADVICE = {
-    "GatewayAuthenticationError": "Set AI_GATEWAY_API_KEY to a valid key and start a new run.",
-    "GatewayModelNotFoundError": "Name another model with --model or AI_MODEL.",
+    "HTTP 400": "The model or the gateway does not take such a request; another --model may.",
+    "HTTP 401": "Set AI_GATEWAY_API_KEY to a valid key and start a new run.",
+    "HTTP 402": "Add credit for AI_GATEWAY_API_KEY and start a new run.",
+    "HTTP 403": "See what AI_GATEWAY_API_KEY is allowed to do, or name another --model.",
+    "HTTP 404": "Name another model with --model or AI_MODEL.",
     "ModelCallLimit": "The history shows what it kept asking for.",
     "PayloadTooLarge": "Ask for less at once.",
 }
-
 
 CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
 
@@ -97,8 +104,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     if options.worker and (options.query is not None or options.id is not None or options.model is not None):
         parser.error("--worker only serves: it takes no query, --id or --model")
-    if options.no_worker and options.offline:
-        parser.error("--offline is for the process that runs the worker, and --no-worker runs none")
     if options.query == "-":
         options.query = sys.stdin.buffer.read().decode(errors="surrogateescape").strip()
     for name, value in (("the query", options.query), ("--id", options.id), ("--model", options.model)):
@@ -131,8 +136,10 @@ class DevServer:
     server itself, through the file that it inherits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str) -> None:
         import fcntl
+
+        self._namespace = namespace
 
         self._flock = fcntl.flock
         self._exclusive, self._shared, self._now = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB
@@ -165,7 +172,7 @@ class DevServer:
         command = [
             *(binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(PORT), "--ui-port", str(UI_PORT)),
             *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
-            *("--namespace", os.environ.get("TEMPORAL_NAMESPACE") or "default"),
+            *("--namespace", self._namespace),
         ]
         pid_file = STATE / "server.pid"
         pid_file.unlink(missing_ok=True)
@@ -186,9 +193,10 @@ class DevServer:
         """Stop the server, unless another run uses it."""
         if self._users is None:
             return
-        with self._lock("start.lock"):
+        with self._lock("start.lock"), self._users as users:
+            self._users = None
             try:
-                self._flock(self._users, self._exclusive | self._now)
+                self._flock(users, self._exclusive | self._now)
             except BlockingIOError:
                 return
             since = time.monotonic()
@@ -204,7 +212,8 @@ class DevServer:
 
         def check() -> None:
             with self._lock("start.lock"):
-                self.ensure_running()
+                if self._users is not None:  # this thread may be late, and `leave()` done
+                    self.ensure_running()
 
         while True:
             await asyncio.sleep(1)
@@ -278,7 +287,7 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
         async with _downloaded_server():
             yield config, None
         return
-    server = DevServer()
+    server = DevServer(config.get("namespace", "default"))
     ours = server.enter()
     try:
         yield config, server if ours else None
@@ -328,7 +337,7 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=log)))
 
     address, namespace = config["target_host"], config.get("namespace", "default")
-    deadline = time.monotonic() + (START_SECONDS if server else 0)
+    since = time.monotonic()
     while True:
         try:
             async with asyncio.timeout(5):
@@ -336,13 +345,14 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
                 await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
                 return client
         except TimeoutError as error:
-            raise UserError(
-                f"{address} is not a Temporal server: free the port, or name a server in TEMPORAL_ADDRESS"
-            ) from error
+            advice = "is it a Temporal server? Free the port, or name a server in TEMPORAL_ADDRESS"
+            raise UserError(f"{address} does not answer: {advice}") from error
         except (RuntimeError, ValueError, RPCError) as error:
             if server and (why := server.why_stopped()):
                 raise UserError(f"the Temporal server did not start: {why} (see {STATE / 'server.log'})") from error
-            if time.monotonic() > deadline:
+            # One that answers has what it has: it only makes its namespace a moment after it opens its port.
+            patience = 2 if isinstance(error, RPCError) else START_SECONDS
+            if server is None or time.monotonic() - since > patience:
                 raise UserError(f"cannot use the Temporal server at {address}: {one_line(error)}") from error
             await asyncio.sleep(0.02)
 
@@ -350,21 +360,27 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
 # ── The worker ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_worker(client: Client) -> Worker:
-    from temporalio.worker import Worker
+def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
+    from temporalio.common import WorkerDeploymentVersion
+    from temporalio.worker import Worker, WorkerDeploymentConfig
 
     from activities import ModelActivities, tool_call_activity
-    from durable import WORKFLOW_RUNNER
+    from durable import HEARTBEAT_TIMEOUT, WORKFLOW_RUNNER
     from workflow import AgentWorkflow
 
+    version = WorkerDeploymentVersion(deployment_name="durable-agent", build_id=BUILD_ID)
     return Worker(
         client,
-        task_queue=TASK_QUEUE,
+        task_queue=task_queue,
         workflows=[AgentWorkflow],
         activities=[ModelActivities().llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
+        # By default heartbeats are held back for four seconds. They are also how a cancelled call learns of it.
+        max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3,
         # How long a run waits for a worker that has it in its cache but died, before any other may take it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
+        # Without a build id the worker makes one of the code of every module there is, which takes a second.
+        deployment_config=WorkerDeploymentConfig(version=version, use_worker_versioning=False),
     )
 
 
@@ -397,7 +413,7 @@ async def start_or_join(client: Client, options: argparse.Namespace) -> Handle:
                 AgentWorkflow.run,
                 request,
                 id=run_id,
-                task_queue=TASK_QUEUE,
+                task_queue=options.task_queue,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 request_eager_start=not options.no_worker,
@@ -412,6 +428,9 @@ async def start_or_join(client: Client, options: argparse.Namespace) -> Handle:
     if description.workflow_type != "AgentWorkflow":
         raise UserError(f"{run_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
     if description.status == WorkflowExecutionStatus.RUNNING:
+        if description.task_queue != options.task_queue:
+            started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
+            raise UserError(f"run {run_id!r} was started {started}: join it the same way")
         say(f"Joining run {run_id}, which is under way.")
     else:
         say(f"Run {run_id} is over; this is what it came to.")
@@ -518,11 +537,13 @@ async def follow(client: Client, handle: Handle) -> AgentAnswer:
 
     progress = asyncio.create_task(Progress(client, handle).follow())
     try:
-        return await patiently(handle.result, notice=True)
+        answer = await patiently(handle.result, notice=True)
+        await asyncio.wait([progress], timeout=2)  # the last lines may be a moment behind the result
+        return answer
     except WorkflowFailureError as error:
+        await asyncio.wait([progress], timeout=2)
         raise UserError(why_failed(error)) from error
     finally:
-        await asyncio.wait([progress], timeout=2)  # the last lines may be a moment behind the result
         progress.cancel()
 
 
@@ -556,16 +577,16 @@ def why_failed(error: BaseException) -> str:
     """The failure that ended a run in one line, and what to do about it."""
     from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError
 
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and not isinstance(error, ApplicationError):
         error = error.__cause__
     match error:
         case CancelledError():
             return "the run was cancelled"
         case TerminatedError():
             return f"the run was terminated: {one_line(error)}"
-        case ApplicationError():
-            advice = ADVICE.get(error.type or "", "")
-            return f"the run failed: {' '.join(error.message.split())}. {advice}".replace("..", ".").rstrip()
+        case ApplicationError(message=message, type=kind):
+            advice = ADVICE.get(message[:8]) or ADVICE.get(kind or "", "")
+            return f"the run failed: {' '.join(message.split()).rstrip('.')}. {advice}".rstrip()
         case _:
             return f"the run failed: {one_line(error)}"
 
@@ -576,21 +597,22 @@ def one_line(error: BaseException) -> str:
 
 async def run(options: argparse.Namespace) -> int:
     """Do what the command line says, and return the exit status."""
-    from temporalio.service import RPCError
-
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    interrupted = False
+    interrupted: float | None = None
 
     def interrupt(*_: object) -> None:
         nonlocal interrupted
-        if interrupted:
-            os._exit(130)  # asked twice: at once, then
-        interrupted = True
-        loop.call_soon_threadsafe(task.cancel)
+        if interrupted is None:
+            interrupted = time.monotonic()
+            loop.call_soon_threadsafe(task.cancel)
+        elif time.monotonic() - interrupted > 1:  # a signal may come twice, to the process and to its group
+            os._exit(130)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+
+    from temporalio.service import RPCError
 
     handle: Handle | None = None
     try:
@@ -601,7 +623,7 @@ async def run(options: argparse.Namespace) -> int:
                 keeper = asyncio.create_task(server.keep_running())
                 stack.callback(keeper.cancel)
             if not options.no_worker:
-                await stack.enter_async_context(make_worker(client))
+                await stack.enter_async_context(make_worker(client, options.task_queue))
             if options.worker:
                 say(f"Worker on {config['target_host']} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
@@ -612,43 +634,55 @@ async def run(options: argparse.Namespace) -> int:
             answer = await follow(client, handle)
             if cut := CUT_SHORT.get(answer.finish_reason or ""):
                 say(f"The answer was cut short by {cut}.")
-            print(answer.text, flush=True)
+            print_answer(answer.text)
             return 0
     except RPCError as error:
         raise UserError(f"the Temporal server refused: {one_line(error)}") from error
     except RuntimeError as error:
         raise UserError(f"the worker stopped: {one_line(error)}") from error
     except asyncio.CancelledError:
-        if not interrupted:
+        if interrupted is None:
             raise UserError("the worker stopped") from None
         if handle is not None:
             say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
         return 0 if options.worker else 130
 
 
+def print_answer(text: str) -> None:
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
+        print(text, flush=True)
+    except BrokenPipeError:
+        return  # whoever read it has read enough
+    except (OSError, AttributeError) as error:
+        raise UserError(f"the answer cannot be written: {one_line(error)}") from error
+
+
 def main() -> int:
-    options = parse(sys.argv[1:])
     logging.basicConfig(level=logging.ERROR, handlers=[handler := logging.StreamHandler()])
     handler.setFormatter(OneLine("%(name)s: %(message)s"))
-    with ExitStack() as stack:
-        if options.offline:
-            import offline
+    try:
+        options = parse(sys.argv[1:])
+        with ExitStack() as stack:
+            if options.offline and not options.no_worker:
+                import offline
 
-            say(offline.NOTICE)
-            os.environ.update(offline.environment(stack.enter_context(offline.serve())))
-        try:
+                say(offline.NOTICE)
+                os.environ.update(offline.environment(stack.enter_context(offline.serve())))
             return asyncio.run(run(options))
-        except UserError as error:
-            say(f"Error: {error}")
-            return 1
-        except KeyboardInterrupt:
-            return 130
+    except UserError as error:
+        say(f"Error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):
+            stream.flush()
     # Not sys.exit(): when the interpreter takes itself down, threads of the Temporal runtime may still be running in
     # it, and every few exits one of them crashes the process.
     os._exit(status)

@@ -235,7 +235,7 @@ def serve(routes: list[Route] = ROUTES) -> Iterator[str]:
         yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
-        thread.join()
+        thread.join(1)  # a stream that somebody reads may hold it for longer; the port is closed
 
 
 def environment(url: str) -> dict[str, str]:

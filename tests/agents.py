@@ -73,7 +73,7 @@ class ImpatientWorkflow:
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
         )
         with temporal_failures():
-            return (await transcript_of(ai.run(agent, llm, query)))[-1].text
+            return (await transcript_of(ai.run(other_agent if query == "go" else agent, llm, query)))[-1].text
 
 
 @workflow.defn

@@ -146,6 +146,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert not main._answers(main.PORT), "the dev server was left behind"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # There is one machine's worth of Temporal's ports.
     for item in items:

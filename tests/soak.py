@@ -38,7 +38,9 @@ import main
 from offline import CITIES
 from tools import WEATHER_CODES
 
-PATIENCE = 90  # seconds from the last kill of a round to the answer; more is a hang
+PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
+KILLS = ["worker killed", "server killed", "both killed"]
+RESULTS = ["runs", "right", "hangs", "exits with an error", "completed calls done twice", "calls in flight repeated"]
 QUESTIONS = {
     "How is the weather in {}?": ["get_weather"],
     "How many people live in {}?": ["get_population"],
@@ -69,7 +71,6 @@ class Run:
     id: str
     question: str
     cities: list[str]
-    log: Path
     process: asyncio.subprocess.Process | None = None
     answer: str | None = None
     """None until it ended by itself."""
@@ -79,134 +80,125 @@ class Run:
         return f"{self.question.format(' and '.join(self.cities))} (run {self.id})"
 
     @property
-    def calls(self) -> Counter[tuple[str, str]]:
-        """What has to be done for the answer, once each."""
-        lookups = [(tool, city) for city in self.cities for tool in QUESTIONS[self.question]]
-        return Counter([("model", "1"), ("model", "2"), *lookups])
+    def right_answer(self) -> str:
+        lines = []
+        for city in self.cities:
+            *_, population, temperature, code, wind = CITIES[city]
+            facts = {
+                "get_weather": f"{temperature:g} °C, {WEATHER_CODES[code]}, wind {wind:g} km/h",
+                "get_population": f"population {population:,}",
+            }
+            lines.append(f"{city}: {'; '.join(facts[tool] for tool in QUESTIONS[self.question])}.\n")
+        return "".join(lines)
 
     @property
-    def right_answer(self) -> str:
-        return "".join(
-            f"{city}: {'; '.join(_fact(tool, city) for tool in QUESTIONS[self.question])}.\n" for city in self.cities
-        )
-
-    def last_words(self, lines: int = 1) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-    async def start(self, *arguments: str, env: dict[str, str]) -> tuple[int, str]:
-        with self.log.open("a") as log:  # a file, so that a process that hangs has said something
-            command = [sys.executable, str(self.log.parent / "main.py"), *arguments]
-            self.process = await asyncio.create_subprocess_exec(
-                *command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
-            )
-        try:
-            out, _ = await self.process.communicate()
-        finally:
-            if self.process.returncode is None:
-                self.process.kill()
-        return await self.process.wait(), out.decode()
-
-
-def _fact(tool: str, city: str) -> str:
-    *_, population, temperature, code, wind = CITIES[city]
-    if tool == "get_population":
-        return f"population {population:,}"
-    return f"{temperature:g} °C, {WEATHER_CODES[code]}, wind {wind:g} km/h"
+    def calls(self) -> dict[str, str]:
+        """The calls that the answer takes, each with how the services see it: a lookup does not tell its tool."""
+        model = {f"{main.DEFAULT_MODEL}, call {n}": f"{self.id} {n}" for n in (1, 2)}
+        return model | {f'{tool}(city="{city}")': city for city in self.cities for tool in QUESTIONS[self.question]}
 
 
 class Soak:
     def __init__(self, options: argparse.Namespace, folder: Path, standin: StandIn, client: Client) -> None:
         self.options, self.folder, self.standin, self.client = options, folder, standin, client
-        self.environment = {**os.environ, **standin.environment}
-        self.kills: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.rounds = 0
+        self.total = Counter[str]()
         self.seconds: list[float] = []
-        self.runs = self.right = self.hangs = self.twice = self.repeated = self.beyond = self.left_behind = 0
+        self.problems: list[str] = []
         self._last_kill = 0.0
 
-    async def round(self, number: int) -> None:
-        plan = random.Random(f"{self.options.seed} {number}")
-        # No city twice: its lookups tell whose they are.
+    @property
+    def kills(self) -> int:
+        return sum(self.total[what] for what in KILLS)
+
+    async def round(self) -> None:
+        self.rounds += 1
+        plan = random.Random(f"{self.options.seed} {self.rounds}")
+        # No city twice: a lookup tells whose it is.
         cities = plan.sample([city for city, facts in CITIES.items() if facts[4] is not None], 6)
-        runs = []
-        for name in "ab"[: plan.randint(1, 2)]:
-            mine = [cities.pop() for _ in range(plan.randint(1, 3))]
-            id = f"soak-{number}-{name}"
-            runs.append(Run(id, plan.choice(list(QUESTIONS)), mine, self.folder / f"{id}.log"))
+        runs = [
+            Run(f"soak-{self.rounds}-{i}", plan.choice(list(QUESTIONS)), cities[3 * i :][: plan.randint(1, 3)])
+            for i in range(plan.randint(1, 2))
+        ]
         if plan.random() < 0.25:
-            shutil.rmtree(main.STATE)  # then the server may also be killed while it makes its database
+            shutil.rmtree(main.STATE)  # so that the server is also killed while it makes its database
         self.standin.calls.clear()
         self.standin.lookups.clear()
-        before, self._last_kill = self.kills.copy(), 0.0
+        before, kills, self._last_kill = self.total.copy(), self.kills, 0.0
         following = [asyncio.create_task(self._follow(run)) for run in runs]
         try:
             await self._disturb(runs, plan)
-            done, hung = await asyncio.wait(following, timeout=PATIENCE)
+            ended, hung = await asyncio.wait(following, timeout=PATIENCE)
         finally:
             for task in following:
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
-        for task in done:
+        for task in ended:
             task.result()
 
-        kills = self.kills - before
-        right = sum(run.answer == run.right_answer for run in runs)
-        self.runs += len(runs)
-        self.right += right
-        self.hangs += len(hung)
-        twice = repeated = 0
-        if not hung:
+        wrong = [run for run in runs if run.answer != run.right_answer]
+        self.total.update({"runs": len(runs), "right": len(runs) - len(wrong), "hangs": len(hung)})
+        for run in wrong:
+            said = tail(self._log(run)) + tail(main.STATE / "server.log")
+            self.problems.append(f"{run.query}\nexpected {run.right_answer!r}, got {run.answer!r}\n{said}")
+        if not wrong:
             if main._answers(main.PORT):
-                self.left_behind += 1
-                print("the dev server was left behind")
+                self.problems.append("the dev server was left behind")
             twice, repeated = await self._count(runs)
-            at_once = sum(run.calls.total() - 2 for run in runs)  # all the lookups; a model call is on its own
-            self.beyond += max(0, repeated - kills.total() * at_once)
-        self.twice += twice
-        self.repeated += repeated
-        killed = ", ".join(f"{count} {what}" for what, count in sorted(kills.items())) or "none"
-        print(
-            f"round {number}: {len(runs)} run(s), {sum(len(run.cities) for run in runs)} cities, kills: {killed}; "
-            f"right {right}, hangs {len(hung)}, done twice {twice}, repeated in flight {repeated}",
-            flush=True,
-        )
-        for run in runs:
-            if run.answer != run.right_answer:
-                print(f"{run.query}\nexpected {run.right_answer!r}\ngot {run.answer!r}\n{run.last_words(40)}")
-                print((main.STATE / "server.log").read_text()[-4000:], flush=True)
+            self.total.update({"completed calls done twice": twice, "calls in flight repeated": repeated})
+            at_once = sum(len(run.calls) - 2 for run in runs)  # the lookups; a model call is on its own
+            if twice or repeated > (self.kills - kills) * at_once:
+                self.problems.append(f"round {self.rounds}: {twice} done twice, {repeated} repeated, {at_once} at once")
+        print(f"round {self.rounds}: {show(self.total - before)}", flush=True)
+
+    def _log(self, run: Run) -> Path:
+        return self.folder / f"{run.id}.log"
 
     async def _follow(self, run: Run) -> None:
-        """Start a run, and again after each kill, until it ends by itself."""
-        arguments = [run.query, "--id", run.id]
+        """Start a run, and again after each kill, until it is answered."""
+        environment, arguments = {**os.environ, **self.standin.environment}, [run.query, "--id", run.id]
         while True:
-            status, out = await run.start(*arguments, env=self.environment)
-            arguments = ["--id", run.id]
-            if status == 1 and "there is no run called" in run.last_words():
-                arguments = [run.query, *arguments]  # killed before it had started the run
-            elif status != -signal.SIGKILL:
+            with self._log(run).open("a") as log:  # a file: what a process said is known even if it hangs
+                command = [sys.executable, str(self.folder / "main.py"), *arguments]
+                run.process = await asyncio.create_subprocess_exec(
+                    *command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+                )
+            try:
+                out, _ = await run.process.communicate()
+            finally:
+                if run.process.returncode is None:
+                    run.process.kill()
+            if run.process.returncode == 0:
                 break
-        run.answer = out
+            arguments = ["--id", run.id]
+            last_words = tail(self._log(run)).strip().rpartition("\n")[2]
+            if "there is no run called" in last_words:
+                arguments = [run.query, *arguments]  # it was killed before it had started the run
+            elif run.process.returncode != -signal.SIGKILL:
+                self.total["exits with an error"] += 1
+                print(f"{run.id} ended with {run.process.returncode}: {last_words[:200]}", flush=True)
+        run.answer = out.decode()
         if self._last_kill:
             self.seconds.append(time.monotonic() - self._last_kill)
 
     async def _disturb(self, runs: list[Run], plan: random.Random) -> None:
         for _ in range(plan.randint(1, 4)):
-            wait, what, whom = plan.uniform(0, 6), plan.choice(["worker", "server", "both"]), plan.choice(runs)
+            wait, what, run = plan.uniform(0, 6), plan.choice(KILLS), plan.choice(runs)
             await asyncio.sleep(wait)
-            if all(run.answer is not None for run in runs) or self.kills.total() >= self.options.kills:
+            if all(other.answer is not None for other in runs) or self.kills >= self.options.kills:
                 return
-            server = what != "worker" and self.kill_server()
-            worker = what != "server" and whom.process is not None and whom.process.returncode is None
-            if worker and whom.process is not None:
-                whom.process.kill()
+            server = what != KILLS[0] and self.kill_server()
+            worker = run.process if what != KILLS[1] and run.process and run.process.returncode is None else None
+            if worker:
+                worker.kill()
             if server or worker:
-                self.kills["both" if server and worker else "server" if server else "worker"] += 1
+                self.total[KILLS[0] if not server else KILLS[2] if worker else KILLS[1]] += 1
                 self._last_kill = time.monotonic()
 
     def kill_server(self) -> bool:
         with suppress(OSError, ValueError):
             pid = int((main.STATE / "server.pid").read_text())
-            # The file outlives the server, and the system may have given the id to somebody else.
+            # The file outlives the server, and by now the id may be somebody else's.
             shown = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
             if str(main.STATE) in shown.stdout:
                 os.kill(pid, signal.SIGKILL)
@@ -214,41 +206,38 @@ class Soak:
         return False
 
     async def _count(self, runs: list[Run]) -> tuple[int, int]:
-        """How many calls were done again after they were done, and how many because they were in flight."""
-        twice: Counter[tuple[str, str]] = Counter()
-        needed: Counter[str] = Counter()
-        attempts: Counter[str] = Counter()
+        """How many calls were made again after they were done, and how many because they were in flight."""
+        twice = 0
+        needed, requests, attempts = Counter[str](), Counter(self.standin.lookups), Counter[str]()
+        for call in self.standin.calls:
+            [run] = [each for each in runs if each.query == call.query]
+            requests[f"{run.id} {2 if call.tool_results else 1}"] += 1
         async with main.temporal_server():
             for run in runs:
                 history = await main.patiently(self.client.get_workflow_handle(run.id).fetch_history)
-                calls: dict[int, tuple[str, str]] = {}
-                done: Counter[tuple[str, str]] = Counter()
+                scheduled: dict[int, str] = {}
+                done = Counter[str]()
                 for event in history.events:
                     if event.HasField("activity_task_scheduled_event_attributes"):
-                        [given] = event.activity_task_scheduled_event_attributes.input.payloads
-                        call = json.loads(given.data)
-                        model = "number" in call
-                        calls[event.event_id] = (
-                            ("model", str(call["number"])) if model else (call["tool"], call["arguments"]["city"])
-                        )
+                        scheduled[event.event_id] = json.loads(event.user_metadata.summary.data)
                     elif event.HasField("activity_task_started_event_attributes"):
                         started = event.activity_task_started_event_attributes
-                        attempts[_request(run, calls[started.scheduled_event_id])] += started.attempt
+                        name = scheduled[started.scheduled_event_id]
+                        attempts[run.calls.get(name, name)] += started.attempt
                     elif event.HasField("activity_task_completed_event_attributes"):
-                        done[calls[event.activity_task_completed_event_attributes.scheduled_event_id]] += 1
-                twice += (Counter(calls.values()) - run.calls) + (done - run.calls)
-                needed.update(_request(run, call) for call in run.calls)
-        requests = Counter(self.standin.lookups)
-        for model_call in self.standin.calls:
-            [run] = [run for run in runs if run.query == model_call.query]
-            requests[_request(run, ("model", "2" if model_call.tool_results else "1"))] += 1
-        return twice.total() + (requests - attempts).total(), (requests - needed).total()
+                        done[scheduled[event.activity_task_completed_event_attributes.scheduled_event_id]] += 1
+                once = Counter(run.calls.keys())
+                twice += (Counter(scheduled.values()) - once).total() + (done - once).total()
+                needed.update(run.calls.values())
+        return twice + (requests - attempts).total(), (requests - needed).total()
 
 
-def _request(run: Run, call: tuple[str, str]) -> str:
-    """What the services see of a call: a lookup does not tell for which tool it is."""
-    what, which = call
-    return f"{run.id} {which}" if what == "model" else which
+def show(counts: Counter[str]) -> str:
+    return ", ".join(f"{what} {counts[what]}" for what in KILLS + RESULTS)
+
+
+def tail(file: Path) -> str:
+    return file.read_text()[-3000:] if file.exists() else ""
 
 
 async def soak(options: argparse.Namespace, folder: Path) -> bool:
@@ -257,34 +246,32 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
         shutil.copy(file, folder)
     for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL"))]:
         del os.environ[name]
-    async with main.temporal_server() as (config, server):
-        client = await main.connect(config, server)
-    since, number = time.monotonic(), 0
+    async with main.temporal_server() as found:
+        client = await main.connect(*found)
+    del found  # and with it a lock that only the end of a process lets go
+    since = time.monotonic()
     with SlowStandIn(options.seed).serving() as standin:
         it = Soak(options, folder, standin, client)
         try:
             while (
-                not it.hangs  # the next rounds would work on what hangs, too
-                and it.kills.total() < options.kills
+                not it.problems
+                and it.kills < options.kills
+                and it.rounds != options.rounds
                 and time.monotonic() - since < options.minutes * 60
-                and (options.rounds is None or number < options.rounds)
             ):
-                number += 1
-                await it.round(number)
+                await it.round()
         finally:
-            it.kill_server()  # there is none, unless something went wrong
-    clean = not main._answers(main.PORT) and not it.left_behind
+            left_behind = it.kill_server() or main._answers(main.PORT)
     seconds = it.seconds or [0.0]
     print(
-        f"\nseed {options.seed}, {number} rounds in {(time.monotonic() - since) / 60:.1f} minutes\n"
-        f"kills: worker {it.kills['worker']}, server {it.kills['server']}, both {it.kills['both']}\n"
-        f"right answers: {it.right} of {it.runs} runs, hangs: {it.hangs}\n"
-        f"completed calls done twice: {it.twice}\n"
-        f"calls repeated because they were in flight at a kill: {it.repeated}, {it.beyond} more than possible\n"
-        f"seconds from the last kill to the answer: median {statistics.median(seconds):.1f}, max {max(seconds):.1f}\n"
-        f"dev server left behind: {'no' if clean else 'YES'}"
+        f"\nseed {options.seed}, {it.rounds} rounds, {it.kills} kills in {(time.monotonic() - since) / 60:.1f} minutes",
+        show(it.total),
+        f"seconds from the last kill to the answer: median {statistics.median(seconds):.1f}, max {max(seconds):.1f}",
+        f"dev server left behind: {'YES' if left_behind else 'no'}",
+        *it.problems,
+        sep="\n",
     )
-    return clean and it.right == it.runs and not (it.hangs or it.twice or it.beyond)
+    return not it.problems and not it.total["exits with an error"] and not left_behind
 
 
 if __name__ == "__main__":
@@ -295,9 +282,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, help="stop after that many")
     options = parser.parse_args()
     if main._answers(main.PORT) or main._answers(main.UI_PORT):
-        sys.exit(
-            f"port {main.PORT} or {main.UI_PORT} is taken: stop what uses it, the soak needs a dev server of its own"
-        )
+        sys.exit(f"port {main.PORT} or {main.UI_PORT} is taken, and the soak needs a dev server of its own")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         passed = asyncio.run(soak(options, Path(folder).resolve()))
     sys.stdout.flush()

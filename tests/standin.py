@@ -103,6 +103,17 @@ def parts(*stream: Part) -> Reply:
     return lambda call: offline.stream(generate())
 
 
+def paced(seconds: float, *stream: Part) -> Reply:
+    """The same, with a pause before each part."""
+
+    async def generate() -> AsyncIterator[Part]:
+        for part in stream:
+            await asyncio.sleep(seconds)
+            yield part
+
+    return lambda call: offline.stream(generate())
+
+
 def text_parts(*deltas: str) -> list[Part]:
     start, end = {"type": "text-start", "id": "t"}, {"type": "text-end", "id": "t"}
     return [start, *({"type": "text-delta", "id": "t", "delta": delta} for delta in deltas), end]

@@ -14,12 +14,12 @@ import pytest
 import toolbox
 import vercel_ai_sdk as ai
 from conftest import StartAgent
-from standin import StandIn, parts, status, text, text_parts
+from standin import StandIn, hang, paced, parts, status, text, text_parts
 from standin import tools as calls
 from starlette.responses import JSONResponse, Response
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Replayer
 from vercel_ai_sdk.core.tools import _tool_registry
 
@@ -217,6 +217,36 @@ async def slowly(call: object) -> Response:
     return JSONResponse({"results": [{"name": "Tokyo", "latitude": 35.6895, "longitude": 139.6917}]})
 
 
+async def test_a_long_tool_call_is_no_silence(execute: Execute, standin: StandIn) -> None:
+    deltas = ['{"legs": [], "note": "', *("word " for _ in range(8)), '"}']
+    slow = [{"type": "tool-input-delta", "id": "1", "delta": delta} for delta in deltas]
+    standin.play(
+        paced(
+            0.2,
+            {"type": "tool-input-start", "id": "1", "toolName": "count_legs"},
+            *slow,
+            {"type": "tool-input-end", "id": "1"},
+            {"type": "tool-call", "toolCallId": "1", "toolName": "count_legs", "input": "".join(deltas)},
+            finish("tool-calls"),
+        ),
+        text("done"),
+    )
+    assert await execute(agents.ImpatientWorkflow, "go") == "done"
+    assert len(standin.calls) == 2
+
+
+async def test_a_call_announced_without_arguments_is_not_taken_for_another(execute: Execute, standin: StandIn) -> None:
+    announced = [{"type": "tool-input-start", "id": "", "toolName": name} for name in ("break_down", "count_legs")]
+    whole = {"type": "tool-call", "toolCallId": "", "toolName": "count_legs", "input": '{"legs": []}'}
+    end = {"type": "tool-input-end", "id": ""}
+    standin.play(parts(announced[0], end, announced[1], end, whole, finish("tool-calls")), text("done"))
+    messages = await execute(agents.OtherWorkflow, "go")
+    assert [(part.tool_name, part.status) for part in tool_parts(messages).values()] == [
+        ("break_down", "error"),
+        ("count_legs", "result"),
+    ]
+
+
 async def test_no_timer_is_written_while_a_slow_tool_runs(start_agent: StartAgent, standin: StandIn) -> None:
     async def count() -> dict[str, int]:
         handle = await start_agent("Weather in Tokyo and Paris")
@@ -344,11 +374,28 @@ async def test_a_loop_that_never_ends_is_stopped_at_the_limit(start_agent: Start
     assert len(standin.calls) == 3
 
 
+@pytest.mark.parametrize("in_flight", ["model", "tool"])
+async def test_a_cancelled_run_ends_as_cancelled(start_agent: StartAgent, standin: StandIn, in_flight: str) -> None:
+    if in_flight == "model":
+        standin.play(hang())
+    else:
+        standin.geocoding = hang()
+    handle = await start_agent("Weather in Tokyo and Paris")
+    await asyncio.to_thread(standin.wait_for, calls=1, lookups=2 * (in_flight == "tool"))
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError) as raised:
+        async with asyncio.timeout(30):
+            await handle.result()
+    assert isinstance(raised.value.cause, CancelledError)
+    assert len(standin.calls) == 1
+
+
 async def test_a_bug_in_the_loop_fails_the_run(execute: Execute) -> None:
     with pytest.raises(WorkflowFailureError) as raised:
         await execute(agents.BrokenWorkflow)
     assert isinstance(raised.value.cause, ApplicationError)
     assert raised.value.cause.type == "AttributeError"
+    assert raised.value.cause.message == "AttributeError: 'NoneType' object has no attribute 'attribute'"
 
 
 async def test_an_answer_of_nothing_is_asked_for_again_and_then_reported(
@@ -361,7 +408,8 @@ async def test_an_answer_of_nothing_is_asked_for_again_and_then_reported(
 
 async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
     with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
+        async with asyncio.timeout(60):
+            await handle.result()
     error: BaseException | None = raised.value
     while error and error.__cause__:
         error = error.__cause__

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, RunMain, StartMain
-from standin import StandIn, status, text
+from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
 
@@ -106,8 +107,16 @@ def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, st
 @pytest.mark.parametrize(
     ("code", "kind", "line"),
     [
-        (401, "authentication_error", r"Error: the run failed: .*Invalid API key.* Set AI_GATEWAY_API_KEY .*"),
-        (404, "model_not_found", r"Error: the run failed: no good\. Name another model with --model or AI_MODEL\."),
+        (
+            401,
+            "authentication_error",
+            r"Error: the run failed: HTTP 401: .*Invalid API key.* Set AI_GATEWAY_API_KEY .*",
+        ),
+        (
+            404,
+            "model_not_found",
+            r"Error: the run failed: HTTP 404: no good\. Name another model with --model or AI_MODEL\.",
+        ),
     ],
 )
 def test_a_model_that_refuses_ends_the_run_with_one_line(
@@ -117,6 +126,15 @@ def test_a_model_that_refuses_ends_the_run_with_one_line(
     result = run_main("Weather?", env=standin.environment)
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(line, last_line(result))
+
+
+@pytest.mark.parametrize(("code", "advice"), [(400, "--model"), (402, "credit"), (403, "allowed")])
+def test_every_final_status_comes_with_advice(run_main: RunMain, standin: StandIn, code: int, advice: str) -> None:
+    standin.play(status(code, "whatever", "no good"))
+    result = run_main("Weather?", env=standin.environment)
+    assert result.returncode == 1
+    assert last_line(result).startswith(f"Error: the run failed: HTTP {code}: no good. ")
+    assert advice in last_line(result)
 
 
 def test_a_loop_without_end_is_stopped(run_main: RunMain, standin: StandIn) -> None:
@@ -155,7 +173,6 @@ async def test_an_id_that_belongs_to_another_workflow_is_refused(run_main: RunMa
         (["q", "--model", " "], "--model is empty"),
         (["--worker", "q"], "--worker only serves: it takes no query, --id or --model"),
         (["--worker", "--no-worker"], "argument --no-worker: not allowed with argument --worker"),
-        (["--no-worker", "--offline", "q"], "--offline is for the process that runs the worker"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["q", "second"], "unrecognized arguments: second"),
     ],
@@ -172,7 +189,7 @@ def test_a_query_over_the_payload_limit_is_refused_before_it_is_sent(run_main: R
     result = run_main("-", input="weather in Tokyo? " * 170_000)
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(
-        r"Error: the query has 3,0\d\d,\d\d\d bytes, over Temporal's limit of 2,097,152.*", last_line(result)
+        r"Error: the query has 3,0\d\d,\d\d\d bytes, over Temporal's limit of 2,096,128: shorten it", last_line(result)
     )
 
 
@@ -199,6 +216,44 @@ def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, st
     result = run_main("Weather in Tokyo?", env={**profile, "TEMPORAL_PROFILE": "yours"})
     assert result.returncode == 1
     assert "Error: the Temporal configuration cannot be read: Profile 'yours' not found" in last_line(result)
+
+
+def test_demo_workers_leave_real_runs_alone(start_main: StartMain, run_main: RunMain, standin: StandIn) -> None:
+    demo = start_main("--worker", "--offline")
+    assert demo.stderr is not None
+    while "ready" not in demo.stderr.readline():
+        pass
+    standin.play(status(503), status(503), text("from the real one"))
+    assert run_main("Weather in Tokyo?", env=standin.environment).stdout == "from the real one\n"
+    assert run_main("--no-worker", "--offline", "Weather in Tokyo?").stdout == TOKYO
+
+
+def test_a_run_is_not_joined_by_the_other_kind_of_worker(
+    start_main: StartMain, run_main: RunMain, standin: StandIn
+) -> None:
+    standin.play(hang())
+    started = start_main("Weather?", "--id", (name := uuid.uuid4().hex), env=standin.environment)
+    standin.wait_for(calls=1)
+    result = run_main("--id", name)
+    assert (result.returncode, last_line(result)) == (
+        1,
+        f"Error: run {name!r} was started with an API key: join it the same way",
+    )
+    started.kill()
+
+
+@pytest.mark.parametrize("sink", ["| true", "> /dev/full", ">&-"])
+def test_an_answer_that_cannot_be_written_is_no_traceback(environment: dict[str, str], sink: str) -> None:
+    command = f"{shlex.quote(sys.executable)} main.py --offline 'Weather in Tokyo?' {sink}"
+    result = subprocess.run(
+        command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in result.stderr
+    assert ("Error: the answer cannot be written" in result.stderr) == (sink != "| true")
+
+
+def test_a_terminal_without_the_signs_of_the_answer_still_gets_it(run_main: RunMain) -> None:
+    assert run_main("Weather in Tokyo?", env={"PYTHONIOENCODING": "ascii"}).stdout == TOKYO.replace("°", "?")
 
 
 # ── The dev server of the folder ─────────────────────────────────────────────────────────────────────────
@@ -237,7 +292,7 @@ def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path
         process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Error: localhost:7233 is not a Temporal server: free the port" in err
+    assert "Error: localhost:7233 does not answer: is it a Temporal server? Free the port" in err
     assert "Traceback" not in err
 
 
