@@ -37,8 +37,8 @@ QUERY = "model_request"
 QUERY_PAGE = 1024 * 1024
 """Bytes. A query's answer is a payload too: longer transcripts are fetched in pages of this size."""
 
-QUERY_TIMEOUT = timedelta(seconds=10)
-"""Far longer than a replay of the workflow takes, which a query may have to wait for."""
+QUERY_TIMEOUT = timedelta(seconds=30)
+"""Far longer than the replay takes that a query may have to wait for, also on a worker with much to do."""
 
 REJECTED = "rejected_tool_call"
 """Name of the tool that stands in for a call no tool can take. durable.py registers it."""

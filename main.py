@@ -88,7 +88,19 @@ def say(text: str) -> None:
 # ── Usage ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+class Options(argparse.Namespace):
+    """What the command line and the environment ask for."""
+
+    query: str | None
+    id: str | None
+    model: str
+    offline: bool
+    worker: bool
+    no_worker: bool
+    task_queue: str
+
+
+def parse(arguments: list[str]) -> Options:
     """Read the command line. Exits with status 2 and one line on standard error if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="main.py", description="Ask a durable agent about the weather and population of cities."
@@ -100,7 +112,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
     mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, namespace=Options())
 
     if options.worker and (options.query is not None or options.id is not None or options.model is not None):
         parser.error("--worker only serves: it takes no query, --id or --model")
@@ -118,9 +130,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.id is not None and len(options.id.encode()) > MAX_ID_BYTES:
         parser.error(f"--id has {len(options.id.encode()):,} bytes, over the limit of {MAX_ID_BYTES:,}")
     options.offline = options.offline or not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
-    options.model = (
-        options.model or os.environ.get("AI_MODEL") or ("offline/demo" if options.offline else DEFAULT_MODEL)
-    )
+    options.task_queue = OFFLINE_TASK_QUEUE if options.offline else TASK_QUEUE
+    default = "offline/demo" if options.offline else DEFAULT_MODEL
+    options.model = options.model or os.environ.get("AI_MODEL") or default
     return options
 
 
@@ -387,7 +399,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
 # ── The run ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def start_or_join(client: Client, options: argparse.Namespace) -> Handle:
+async def start_or_join(client: Client, options: Options) -> Handle:
     """Start the run, or join the one that has its name already.
 
     Raises:
@@ -435,6 +447,20 @@ async def start_or_join(client: Client, options: argparse.Namespace) -> Handle:
     else:
         say(f"Run {run_id} is over; this is what it came to.")
     return handle
+
+
+async def has_worker(client: Client, task_queue: str) -> bool:
+    """Whether a worker has asked for work in the last minutes."""
+    from temporalio.api.enums.v1 import TaskQueueType
+    from temporalio.api.taskqueue.v1 import TaskQueue
+    from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=task_queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    return bool((await client.workflow_service.describe_task_queue(request)).pollers)
 
 
 def title(query: str) -> str:
@@ -595,7 +621,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-async def run(options: argparse.Namespace) -> int:
+async def run(options: Options) -> int:
     """Do what the command line says, and return the exit status."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -631,6 +657,8 @@ async def run(options: argparse.Namespace) -> int:
             say(f"Run {handle.id}")
             if page := link(config, handle.id):
                 say(f"    {page}")
+            if options.no_worker and not await has_worker(client, options.task_queue):
+                say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
             answer = await follow(client, handle)
             if cut := CUT_SHORT.get(answer.finish_reason or ""):
                 say(f"The answer was cut short by {cut}.")
@@ -649,13 +677,15 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def print_answer(text: str) -> None:
+    if sys.stdout is None:  # closed by whoever started this
+        raise UserError("the answer cannot be written: there is no standard output")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
         print(text, flush=True)
     except BrokenPipeError:
-        return  # whoever read it has read enough
-    except (OSError, AttributeError) as error:
+        pass  # whoever read it has read enough
+    except OSError as error:
         raise UserError(f"the answer cannot be written: {one_line(error)}") from error
 
 

@@ -39,6 +39,7 @@ from offline import CITIES
 from tools import WEATHER_CODES
 
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
+MAX_ERRORS = 4  # exits with an error before a run is given up: each kill of a round may be the reason for one
 KILLS = ["worker killed", "server killed", "both killed"]
 RESULTS = ["runs", "right", "hangs", "exits with an error", "completed calls done twice", "calls in flight repeated"]
 QUESTIONS = {
@@ -72,8 +73,8 @@ class Run:
     question: str
     cities: list[str]
     process: asyncio.subprocess.Process | None = None
+    errors: int = 0
     answer: str | None = None
-    """None until it ended by itself."""
 
     @property
     def query(self) -> str:
@@ -168,13 +169,14 @@ class Soak:
             finally:
                 if run.process.returncode is None:
                     run.process.kill()
-            if run.process.returncode == 0:
+            if run.process.returncode == 0 or run.errors > MAX_ERRORS:
                 break
             arguments = ["--id", run.id]
             last_words = tail(self._log(run)).strip().rpartition("\n")[2]
             if "there is no run called" in last_words:
                 arguments = [run.query, *arguments]  # it was killed before it had started the run
             elif run.process.returncode != -signal.SIGKILL:
+                run.errors += 1
                 self.total["exits with an error"] += 1
                 print(f"{run.id} ended with {run.process.returncode}: {last_words[:200]}", flush=True)
         run.answer = out.decode()
@@ -246,9 +248,8 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
         shutil.copy(file, folder)
     for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL"))]:
         del os.environ[name]
-    async with main.temporal_server() as found:
-        client = await main.connect(*found)
-    del found  # and with it a lock that only the end of a process lets go
+    async with main.temporal_server() as (config, server):
+        client = await main.connect(config, server)
     since = time.monotonic()
     with SlowStandIn(options.seed).serving() as standin:
         it = Soak(options, folder, standin, client)

@@ -53,7 +53,7 @@ def answer(process: subprocess.Popen[str], seconds: float = BOUND) -> str:
 def test_killed_before_the_first_workflow_task(start: StartMain, standin: StandIn) -> None:
     name = uuid.uuid4().hex
     client = start("--no-worker", TOKYO_AND_PARIS, "--id", name)
-    wait_for_line(client, f"Run {name}")
+    wait_for_line(client, "No worker serves the task queue durable-agent; waiting for one.")
     kill(client)
     assert "Paris" in answer(start("--id", name))
     assert (len(standin.calls), Counter(standin.lookups)) == (2, Counter(Tokyo=1, Paris=1))
