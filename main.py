@@ -186,6 +186,10 @@ class DevServer:
             *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
             *("--namespace", self._namespace),
         ]
+        if not (STATE / "complete").exists():
+            # A server that is killed while it makes its tables can never be started on them again.
+            for file in STATE.glob("temporal.db*"):
+                file.unlink()
         pid_file = STATE / "server.pid"
         pid_file.unlink(missing_ok=True)
         with (STATE / "server.lock").open("a") as lock, (STATE / "server.log").open("w") as log:
@@ -219,17 +223,20 @@ class DevServer:
                     os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
                 time.sleep(0.02)
 
+    def complete(self) -> None:
+        """Say that the database is whole, as it is once the server has answered."""
+        (STATE / "complete").touch()
+
+    def start_again(self) -> None:
+        """Start the server if it is gone: the runs are in its database and go on."""
+        with self._lock("start.lock"):
+            if self._users is not None:  # a thread that does this may be late, and `leave()` done
+                self.ensure_running()
+
     async def keep_running(self) -> None:
-        """Start the server again whenever it is gone: the runs are in its database and go on."""
-
-        def check() -> None:
-            with self._lock("start.lock"):
-                if self._users is not None:  # this thread may be late, and `leave()` done
-                    self.ensure_running()
-
         while True:
             await asyncio.sleep(1)
-            await asyncio.to_thread(check)
+            await asyncio.to_thread(self.start_again)
 
     def why_stopped(self) -> str | None:
         """None while the server runs; otherwise the last thing it said."""
@@ -349,18 +356,24 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=log)))
 
     address, namespace = config["target_host"], config.get("namespace", "default")
-    since = time.monotonic()
+    since, restarted = time.monotonic(), False
     while True:
         try:
             async with asyncio.timeout(5):
                 client = await Client.connect(**config, data_converter=pydantic_data_converter)
                 await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
+                if server is not None:
+                    server.complete()
                 return client
         except TimeoutError as error:
             advice = "is it a Temporal server? Free the port, or name a server in TEMPORAL_ADDRESS"
             raise UserError(f"{address} does not answer: {advice}") from error
         except (RuntimeError, ValueError, RPCError) as error:
             if server and (why := server.why_stopped()):
+                if not restarted:  # it may have been killed, and not by its own fault
+                    restarted = True
+                    server.start_again()
+                    continue
                 raise UserError(f"the Temporal server did not start: {why} (see {STATE / 'server.log'})") from error
             # One that answers has what it has: it only makes its namespace a moment after it opens its port.
             patience = 2 if isinstance(error, RPCError) else START_SECONDS
@@ -595,7 +608,8 @@ async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -
                 if notice:
                     say("Lost the Temporal server; waiting for it to come back.")
             if time.monotonic() - lost > LOST_SECONDS:
-                raise UserError(f"the Temporal server does not come back: {one_line(error)}") from error
+                advice = f"when it is back, rejoin the run with: {REJOIN} ID"
+                raise UserError(f"the Temporal server does not come back ({one_line(error)}); {advice}") from error
             await asyncio.sleep(1)
 
 

@@ -39,7 +39,7 @@ from offline import CITIES
 from tools import WEATHER_CODES
 
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
-MAX_ERRORS = 4  # exits with an error before a run is given up: each kill of a round may be the reason for one
+MAX_ERRORS = 4  # as many as there are kills in a round: after another exit with an error, a run is given up
 KILLS = ["worker killed", "server killed", "both killed"]
 RESULTS = ["runs", "right", "hangs", "exits with an error", "completed calls done twice", "calls in flight repeated"]
 QUESTIONS = {
@@ -122,7 +122,9 @@ class Soak:
             for i in range(plan.randint(1, 2))
         ]
         if plan.random() < 0.25:
-            shutil.rmtree(main.STATE)  # so that the server is also killed while it makes its database
+            shutil.rmtree(
+                main.STATE, ignore_errors=True
+            )  # so that the server is also killed while it makes its database
         self.standin.calls.clear()
         self.standin.lookups.clear()
         before, kills, self._last_kill = self.total.copy(), self.kills, 0.0
@@ -142,7 +144,10 @@ class Soak:
         for run in wrong:
             said = tail(self._log(run)) + tail(main.STATE / "server.log")
             self.problems.append(f"{run.query}\nexpected {run.right_answer!r}, got {run.answer!r}\n{said}")
-        if not wrong:
+        if wrong:
+            self.kill_server()
+            shutil.rmtree(main.STATE, ignore_errors=True)  # or the next round would go on with what is left of this one
+        else:
             if main._answers(main.PORT):
                 self.problems.append("the dev server was left behind")
             twice, repeated = await self._count(runs)
@@ -255,8 +260,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
         it = Soak(options, folder, standin, client)
         try:
             while (
-                not it.problems
-                and it.kills < options.kills
+                it.kills < options.kills
                 and it.rounds != options.rounds
                 and time.monotonic() - since < options.minutes * 60
             ):

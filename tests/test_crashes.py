@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -185,6 +186,34 @@ def test_a_killed_dev_server_is_started_again_by_the_run_that_uses_it(
     assert standin.lookups == ["Tokyo"]
 
 
+def test_a_named_server_that_is_lost_is_waited_for(start_main: StartMain, standin: StandIn, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def server() -> subprocess.Popen[bytes]:
+        command = ["server", "start-dev", "--headless", "--port", str(port), "--db-filename", str(tmp_path / "db")]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen([str(main.find_temporal()), *command], stdout=quiet, stderr=quiet)
+
+    release = threading.Event()
+    standin.play(held(release, text("the answer")), text("the answer"))
+    first = server()
+    while not main._answers(port):
+        assert first.poll() is None
+    process = start_main("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": f"127.0.0.1:{port}"})
+    standin.wait_for(calls=1)
+    first.kill()
+    first.wait()
+    wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
+    second = server()
+    release.set()
+    try:
+        assert answer(process, 60) == "the answer\n"
+    finally:
+        second.kill()
+        second.wait()
+
+
 def test_server_and_run_killed_together(folder: Path, start: StartMain, standin: StandIn) -> None:
     standin.play(calls(("a", "get_weather", {"city": "Tokyo"})), hang(), text("the answer"))
     victim = start("Weather?", "--id", "one", folder=folder)
@@ -193,6 +222,14 @@ def test_server_and_run_killed_together(folder: Path, start: StartMain, standin:
     kill(victim)
     assert answer(start("--id", "one", folder=folder)) == "the answer\n"
     assert (len(standin.calls), standin.lookups) == (3, ["Tokyo"])
+
+
+def test_a_dev_server_killed_while_it_makes_its_database(folder: Path, start: StartMain, standin: StandIn) -> None:
+    state = folder / ".temporal"
+    state.mkdir()
+    (state / "temporal.db").write_bytes(b"")  # what such a kill leaves: a file without the tables
+    assert "Tokyo" in answer(start("Weather in Tokyo?", "--id", "one", folder=folder))
+    assert "Tokyo" in answer(start("--id", "one", folder=folder))
 
 
 def test_a_dev_server_left_behind_is_used_by_the_next_run_and_stopped(
