@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -150,7 +151,11 @@ class Soak:
         else:
             if main._answers(main.PORT):
                 self.problems.append("the dev server was left behind")
-            twice, repeated = await self._count(runs)
+            twice = repeated = 0
+            try:
+                twice, repeated = await self._count(runs)
+            except RPCError as error:
+                self.problems.append(f"round {self.rounds}: a history cannot be read: {error}")
             self.total.update({"completed calls done twice": twice, "calls in flight repeated": repeated})
             at_once = sum(len(run.calls) - 2 for run in runs)  # the lookups; a model call is on its own
             if twice or repeated > (self.kills - kills) * at_once:
