@@ -1,9 +1,11 @@
 """One real Temporal dev server for all tests, real HTTP stand-ins for the rest."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -138,20 +140,14 @@ def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
-    if main._answers(main.PORT) or main._answers(main.UI_PORT):
-        pytest.skip("something else uses the ports of the dev server")
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, tmp_path)
-    yield tmp_path
-    assert not main._answers(main.PORT), "the dev server was left behind"
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # There is one machine's worth of Temporal's ports.
-    for item in items:
-        if "folder" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ports"))
+    with (Path(tempfile.gettempdir()) / "durable-agent-ports.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the ports are one machine's: tests in other processes take turns
+        if main._answers(main.PORT) or main._answers(main.UI_PORT):
+            pytest.skip("something else uses the ports of the dev server")
+        for file in ROOT.glob("*.py"):
+            shutil.copy(file, tmp_path)
+        yield tmp_path
+        assert not main._answers(main.PORT), "the dev server was left behind"
 
 
 _status = 0
