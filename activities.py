@@ -329,7 +329,7 @@ async def _fetch_request(number: int) -> ModelRequest:
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
-        # A query that got lost is given up soon: the next attempt asks again.
+        # Without a limit, a query that got lost would hold the call for as long as the call may take.
         page = await handle.query(QUERY, args=[number, len(data)], result_type=bytes, rpc_timeout=QUERY_TIMEOUT)
         data += page
         if len(page) < QUERY_PAGE:

@@ -53,7 +53,7 @@ class TranscriptWorkflow:
 
 @workflow.defn
 class OtherWorkflow:
-    """The agent with the tools of this file."""
+    """The agent with the tools of toolbox.py."""
 
     @workflow.run
     async def run(self, query: str) -> list[WireMessage]:
