@@ -24,7 +24,9 @@ import pydantic
 import vercel_ai_sdk as ai
 from pydantic_core import from_json, to_jsonable_python
 from temporalio import activity
+from temporalio.client import WorkflowHandle
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 from vercel_ai_sdk.ai_gateway.errors import GatewayError
 from vercel_ai_sdk.core import llm as events
 
@@ -37,8 +39,12 @@ QUERY = "model_request"
 QUERY_PAGE = 1024 * 1024
 """Bytes. A query's answer is a payload too: longer transcripts are fetched in pages of this size."""
 
-QUERY_TIMEOUT = timedelta(seconds=30)
-"""Far longer than the replay takes that a query may have to wait for, also on a worker with much to do."""
+QUERY_TIMEOUT = timedelta(seconds=5)
+"""A query goes to the worker that has the run in its cache. When that one was just killed it is lost, so it is asked
+again soon."""
+
+QUERY_TRIES = 6
+"""In a row, before the attempt fails. A worker with much to do may take many seconds to replay a run."""
 
 REJECTED = "rejected_tool_call"
 """Name of the tool that stands in for a call no tool can take. durable.py registers it."""
@@ -329,11 +335,21 @@ async def _fetch_request(number: int) -> ModelRequest:
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
-        # Without a limit, a query that got lost would hold the call for as long as the call may take.
-        page = await handle.query(QUERY, args=[number, len(data)], result_type=bytes, rpc_timeout=QUERY_TIMEOUT)
+        page = await _query(handle, number, len(data))
         data += page
         if len(page) < QUERY_PAGE:
             return ModelRequest.model_validate_json(bytes(data))
+
+
+async def _query(handle: WorkflowHandle[Any, Any], number: int, start: int) -> bytes:
+    for tries_left in reversed(range(QUERY_TRIES)):
+        try:
+            page: bytes = await handle.query(QUERY, args=[number, start], result_type=bytes, rpc_timeout=QUERY_TIMEOUT)
+            return page
+        except RPCError as error:
+            if not tries_left or error.status not in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+                raise
+    raise AssertionError  # the last try returned or raised
 
 
 async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta) -> ai.Message:

@@ -17,9 +17,12 @@ Nothing here names a tool, a model or a task queue. Copy this file together with
 """
 
 import asyncio
+import base64
 import functools
+import hashlib
 import inspect
 import json
+import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -33,9 +36,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError, is_cancelled_exception
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
 from activities import (
+    PAYLOAD_LIMIT,
     QUERY,
     QUERY_PAGE,
     REJECTED,
@@ -44,6 +49,7 @@ from activities import (
     ModelRequest,
     ToolCall,
     ToolSpec,
+    WireMessage,
     register_tool,
     tool_call_activity,
 )
@@ -74,6 +80,15 @@ WORKFLOW_RUNNER = SandboxedWorkflowRunner(
 )
 """The `workflow_runner` for every `Worker` and `Replayer` of workflows that use this file."""
 
+HISTORY_LIMIT = 40_000
+"""Events. Temporal ends a run at 51,200 events or 50 MB, but suggests to continue as new long before that."""
+
+HISTORY_SIZE_LIMIT = 40 * 1024 * 1024
+"""Bytes."""
+
+CARRIED_LIMIT = PAYLOAD_LIMIT // 2
+"""Bytes that `Carried` may have: half of a payload, since it travels in the workflow's input, beside other things."""
+
 SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes."""
 
@@ -100,6 +115,10 @@ class TemporalLanguageModel(ai.LanguageModel):
         max_calls: How many calls to allow, so that a loop that never ends does not cost money for ever.
         idle_timeout: How long the model may send nothing at all before the call is given up and tried again.
             Two minutes, since some models think for more than one before the first word.
+        carried: What an earlier run handed on, or an empty `Carried()`: lets the run continue as new. A call raises
+            `HistoryFull` when it is time. Leave it out for loops that make several model calls at once or have tools
+            that make some: the SDK's checkpoint gives its steps back in the order in which they were taken.
+        history_limit: Events after which a run continues as new, should Temporal not have suggested it before.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
 
@@ -109,14 +128,19 @@ class TemporalLanguageModel(ai.LanguageModel):
         *,
         max_calls: int = 50,
         idle_timeout: timedelta = timedelta(minutes=2),
+        carried: "Carried | None" = None,
+        history_limit: int = HISTORY_LIMIT,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model
         self.max_calls = max_calls
-        self.calls = 0
+        self.calls = carried.calls if carried else 0
+        """How many calls were made, those of the runs before this one included."""
         self.finish_reason: str | None = None
         """Why the latest answer ended, as the model said: `stop`, `tool-calls`, `length`, `content-filter`, …"""
         self._idle_timeout = idle_timeout
+        self._carried = carried
+        self._history_limit = history_limit
         self._options = options
 
     @override
@@ -129,8 +153,10 @@ class TemporalLanguageModel(ai.LanguageModel):
         """Run one model call as an activity and yield the finished message.
 
         Raises:
-            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
+            ApplicationError: The limit on calls is reached, `output_type` cannot be imported by a worker, or the run
+                cannot be continued as new, though it must.
             ActivityError: The call failed for good.
+            HistoryFull: The run has to continue as new.
         """
         if self.calls >= self.max_calls:
             raise ApplicationError(
@@ -144,6 +170,8 @@ class TemporalLanguageModel(ai.LanguageModel):
                 type="OutputType",
                 non_retryable=True,
             )
+        if self._carried is not None:
+            self._continue_as_new(self._carried, messages)
         self.calls += 1
         request = ModelRequest(
             messages=[_snapshot(message) for message in messages],
@@ -158,6 +186,108 @@ class TemporalLanguageModel(ai.LanguageModel):
             )
         self.finish_reason = reply.finish_reason
         yield reply.message
+
+    def _continue_as_new(self, carried: "Carried", messages: list[ai.Message]) -> None:
+        if self.calls == carried.calls:
+            # The first call of a run is always made, so that each run gets on.
+            expected, carried.fingerprint = carried.fingerprint, ""
+            if expected not in ("", _fingerprint(messages)):
+                raise ApplicationError(
+                    "when the run continued as new, the loop did not come back to where it was; does it make several "
+                    "model calls at once, or has it tools that make some? Then leave out `carried`",
+                    type="NotResumable",
+                    non_retryable=True,
+                )
+            return
+        info = workflow.info()
+        full = (
+            info.get_current_history_length() >= self._history_limit
+            or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
+        )
+        if full or info.is_continue_as_new_suggested():
+            carry = Carried.of(ai.get_checkpoint(), self.calls, _fingerprint(messages))
+            if len(carry.state) <= CARRIED_LIMIT:
+                raise HistoryFull(carry)
+            if full:
+                raise ApplicationError(
+                    f"the history is full, and the conversation is too long to continue as new: {len(carry.state):,} "
+                    f"bytes, compressed, where {CARRIED_LIMIT:,} can be carried over",
+                    type="ConversationTooLong",
+                    non_retryable=True,
+                )
+
+
+class HistoryFull(BaseException):
+    """Raised by a model call, in its place, when the run has to continue as new to go on. Pass `carried` on:
+
+        except HistoryFull as full:
+            workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
+
+    No `Exception`, so that no loop takes it for a failure of the model.
+    """
+
+    def __init__(self, carried: "Carried") -> None:
+        super().__init__("the run has to continue as new")
+        self.carried = carried
+
+
+class _Checkpoint(pydantic.BaseModel):
+    """An `ai.Checkpoint` as JSON, files in messages included."""
+
+    steps: list[list[WireMessage]]
+    tools: list[ToolEvent]
+    hooks: list[HookEvent]
+
+
+class Carried(pydantic.BaseModel):
+    """What a run hands on when it continues as new; a field of the workflow's input.
+
+    The next run gives `carried.checkpoint` to `ai.run()`, which answers from it what was asked before: the unchanged
+    loop is where it was within a moment.
+    """
+
+    calls: int = 0
+    fingerprint: str = ""
+    """Of the conversation, to see whether the next run comes back to it."""
+    state: str = ""
+    """The checkpoint, compressed to about a tenth. The transcript can be read by query."""
+
+    @classmethod
+    def of(cls, checkpoint: ai.Checkpoint, calls: int, fingerprint: str) -> "Carried":
+        done = {event.tool_call_id for event in checkpoint.tools}
+        steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
+        plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
+        packed = zlib.compress(plain.model_dump_json(exclude_none=True).encode())
+        return cls(calls=calls, fingerprint=fingerprint, state=base64.b64encode(packed).decode())
+
+    @property
+    def checkpoint(self) -> ai.Checkpoint:
+        """For `ai.run()`: the steps and tool results of all runs before this one."""
+        if not self.state:
+            return ai.Checkpoint()
+        plain = _Checkpoint.model_validate_json(zlib.decompress(base64.b64decode(self.state)))
+        steps = [StepEvent(index=i, messages=messages) for i, messages in enumerate(plain.steps)]
+        return ai.Checkpoint(steps=steps, tools=plain.tools, hooks=plain.hooks)
+
+
+def _without_results(message: ai.Message, done: set[str]) -> ai.Message:
+    """The message as it was before its tools were called: the checkpoint has their results in another place."""
+    pending = {"status": "pending", "result": None}
+    return message.model_copy(
+        update={
+            "parts": [
+                part.model_copy(update=pending) if isinstance(part, ai.ToolPart) and part.tool_call_id in done else part
+                for part in message.parts
+            ]
+        }
+    )
+
+
+def _fingerprint(messages: list[ai.Message]) -> str:
+    # Only what models and tools said: a loop may well put the date into its system prompt.
+    said = [message for message in messages if message.role == "assistant"]
+    request = ModelRequest(messages=said).model_dump_json(exclude_none=True)
+    return hashlib.sha256(request.encode()).hexdigest()[:16]
 
 
 class _OpenRequests:
@@ -363,15 +493,20 @@ def temporal_failures() -> Iterator[None]:
     """Let the workflow fail when the loop does. Put it around the iteration over `ai.run()`.
 
     `ai.run()` raises an `ExceptionGroup`, which Temporal takes for a bug in the workflow's code: it would retry the
-    workflow task, and the run would hang for good. Raises the failure inside the group in its place: a failure
-    of Temporal as it is, anything else as an `ApplicationError` that is not retryable.
+    workflow task, and the run would hang for good. Raises what is inside the group in its place: a failure
+    of Temporal and `HistoryFull` as they are, anything else as an `ApplicationError` that is not retryable.
     """
     try:
         yield
     except FailureError:
         raise
-    except Exception as error:
+    except (Exception, BaseExceptionGroup) as error:
         leaves = list(_leaves(error))
+        for leaf in leaves:
+            if isinstance(leaf, HistoryFull):
+                raise leaf from None
+        if not isinstance(error, Exception):
+            raise
         cause = next((leaf for leaf in leaves if isinstance(leaf, FailureError)), leaves[0])
         if isinstance(cause, FailureError):
             raise cause from cause.__cause__  # keeps what makes it a cancellation, and leaves the group out

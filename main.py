@@ -501,6 +501,7 @@ class Progress:
         self._open: dict[str, tuple[str, datetime]] = {}  # activity id: its summary, and since when
         self._by_event: dict[int, str] = {}
         self._told: set[tuple[str, int]] = set()
+        self._run_id: str | None = None  # none: the latest
         self._seen = 0
 
     async def follow(self) -> None:
@@ -511,15 +512,23 @@ class Progress:
             attempts.cancel()
 
     async def _follow_steps(self) -> None:
-        # A long poll: the server answers when there is something new.
-        async for event in self._handle.fetch_history_events(wait_new_event=True):
-            if event.event_id > self._seen:
-                self._seen = event.event_id
-                await self._show(event)
+        # A run that continues as new has a history of its own for each part.
+        while self._run_id != "":
+            handle = self._client.get_workflow_handle(self._handle.id, run_id=self._run_id)
+            # A long poll: the server answers when there is something new.
+            async for event in handle.fetch_history_events(wait_new_event=True):
+                if event.event_id > self._seen:
+                    self._seen = event.event_id
+                    await self._show(event)
+            self._run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+            self._seen = 0
+            self._open, self._by_event, self._told = {}, {}, set()
 
     async def _show(self, event: HistoryEvent) -> None:
         kind = event.WhichOneof("attributes") or ""
-        if kind == "activity_task_scheduled_event_attributes":
+        if kind == "workflow_execution_started_event_attributes":
+            self._run_id = event.workflow_execution_started_event_attributes.original_execution_run_id
+        elif kind == "activity_task_scheduled_event_attributes":
             scheduled = event.activity_task_scheduled_event_attributes
             [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
             self._by_event[event.event_id] = scheduled.activity_id

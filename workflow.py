@@ -14,7 +14,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
-    from durable import TemporalLanguageModel, temporal_failures, temporal_tools
+    from durable import Carried, HistoryFull, TemporalLanguageModel, temporal_failures, temporal_tools
     from tools import get_population, get_weather
 
 TOOLS = temporal_tools(get_weather, get_population)
@@ -38,11 +38,15 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
 
 
 class AgentRequest(pydantic.BaseModel):
-    """Input of `AgentWorkflow`: what to answer, which model to ask, and how often at most."""
+    """Input of `AgentWorkflow`: what to answer, which model to ask, and how often at most.
+
+    A run that continues as new adds what was said so far.
+    """
 
     query: str
     model: str
     max_model_calls: int = 50
+    carried: Carried | None = None
 
 
 class AgentAnswer(pydantic.BaseModel):
@@ -58,9 +62,13 @@ class AgentWorkflow:
 
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls)
+        carried = request.carried or Carried()
+        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, carried=carried)
         text = ""
-        with temporal_failures():
-            async for message in ai.run(agent, llm, request.query):
-                text = "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+        try:
+            with temporal_failures():
+                async for message in ai.run(agent, llm, request.query, checkpoint=carried.checkpoint):
+                    text = "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+        except HistoryFull as full:
+            workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

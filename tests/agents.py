@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from toolbox import TOOLS, Leg
 
     from activities import ModelRequest, WireMessage
-    from durable import TemporalLanguageModel, temporal_failures
+    from durable import Carried, HistoryFull, TemporalLanguageModel, temporal_failures
     from workflow import agent
 
 
@@ -132,6 +132,39 @@ class TwoAgentsWorkflow:
         return [*apart, *answers]
 
 
+class LongRequest(pydantic.BaseModel):
+    query: str
+    history_limit: int
+    carried: Carried = Carried()
+
+
+@workflow.defn
+class LongWorkflow:
+    """Any of the loops below, which continues as new soon. Returns the answer, and in how many model calls."""
+
+    @workflow.run
+    async def run(self, request: LongRequest) -> tuple[str, int]:
+        llm = TemporalLanguageModel(
+            "test/model", max_calls=20, carried=request.carried, history_limit=request.history_limit
+        )
+
+        async def two_at_once(llm: ai.LanguageModel, query: str) -> None:
+            async def later() -> None:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                await other_agent(llm, query)
+
+            await asyncio.gather(other_agent(llm, query), later())
+
+        loop = two_at_once if request.query == "two" else other_agent
+        run = ai.run(loop, llm, request.query, checkpoint=request.carried.checkpoint)
+        try:
+            with temporal_failures():
+                return (await transcript_of(run))[-1].text, llm.calls
+        except HistoryFull as full:
+            workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
+
+
 @workflow.defn
 class BrokenWorkflow:
     """A loop with a bug."""
@@ -169,6 +202,7 @@ WORKFLOWS = [
     StructuredWorkflow,
     SendWorkflow,
     TwoAgentsWorkflow,
+    LongWorkflow,
     BrokenWorkflow,
     DirectWorkflow,
 ]

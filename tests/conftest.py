@@ -37,7 +37,11 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
     async with await WorkflowEnvironment.start_local(
         data_converter=pydantic_data_converter,
         dev_server_existing_path=main.find_temporal(),
-        dev_server_extra_args=main.SERVER_SETTINGS[2:4],
+        dev_server_extra_args=[
+            *main.SERVER_SETTINGS[2:4],
+            # By default a run starts no sooner than a second after the one that it continues.
+            *("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"'),
+        ],
         dev_server_log_level="error",
     ) as environment:
         yield environment
@@ -77,7 +81,7 @@ async def queue(temporal: WorkflowEnvironment) -> AsyncIterator[str]:
 
 @pytest.fixture
 def start_agent(client: Client, queue: str, standin: StandIn) -> StartAgent:
-    async def start(query: str = "Weather in Tokyo", **options: int) -> WorkflowHandle[AgentWorkflow, AgentAnswer]:
+    async def start(query: str = "Weather in Tokyo", **options: Any) -> WorkflowHandle[AgentWorkflow, AgentAnswer]:
         request = AgentRequest(query=query, model="test/model", **options)
         return await client.start_workflow(
             AgentWorkflow.run, request, id=f"test-{uuid.uuid4().hex[:8]}", task_queue=queue

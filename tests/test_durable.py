@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import re
 import types
 import uuid
 from collections.abc import Awaitable, Callable
@@ -27,7 +28,7 @@ import tools
 import workflow
 from activities import CheckedGatewayModel, ModelReply, ModelRequest
 from durable import WORKFLOW_RUNNER, _Pump, temporal_tool, temporal_tools
-from offline import finish
+from offline import finish, tool_call
 
 type Execute = Callable[..., Awaitable[Any]]
 
@@ -415,3 +416,79 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
         error = error.__cause__
     assert isinstance(error, ApplicationError)
     return error
+
+
+# ── Continuing as new ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_run_continues_as_new_and_nothing_is_asked_or_done_again(
+    client: Client, execute: Execute, standin: StandIn
+) -> None:
+    turns = [calls((str(i), "count_legs", {"legs": [{"start": "a", "end": str(i)}]})) for i in range(8)]
+    standin.play(*turns, text("done"))
+    request = agents.LongRequest(query="go", history_limit=10)
+    assert await execute(agents.LongWorkflow, request) == ("done", 9)
+    assert len(standin.calls) == 9
+    # Each call had the whole conversation, as if there had been one run.
+    results = standin.calls[-1].tool_results
+    assert [result["output"]["value"]["ends"] for result in results] == [[str(i)] for i in range(8)]
+
+
+async def test_tool_errors_and_what_the_model_sent_beside_its_calls_are_carried_over(
+    execute: Execute, standin: StandIn
+) -> None:
+    said = [
+        {"type": "reasoning-start", "id": "r"},
+        {"type": "reasoning-delta", "id": "r", "delta": "hmm"},
+        {"type": "reasoning-end", "id": "r"},
+        *text_parts("one moment"),
+    ]
+    broken = tool_call("1", "break_down", {"reason": "no luck"})
+    standin.play(parts(*said, *broken, finish("tool-calls")), text("I see"))
+    assert await execute(agents.LongWorkflow, agents.LongRequest(query="go", history_limit=1)) == ("I see", 2)
+    assistant, tool = standin.calls[1].prompt[-2:]
+    assert [part["type"] for part in assistant["content"]] == ["reasoning", "text", "tool-call"]
+    assert tool["content"][0]["output"] == {"type": "error-text", "value": "ToolError: break_down failed: no luck"}
+
+
+async def test_the_limit_on_calls_counts_across_runs(client: Client, queue: str, standin: StandIn) -> None:
+    standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(21)])
+    request = agents.LongRequest(query="go", history_limit=10)
+    handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
+    assert (await failure_of(handle)).type == "ModelCallLimit"
+    assert len(standin.calls) == 20
+
+
+async def test_a_conversation_that_cannot_be_carried_over_fails_the_run(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    standin.play(calls(("1", "noise", {"size": 1_500_000})), text("never"))
+    request = agents.LongRequest(query="go", history_limit=1)
+    handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
+    error = await failure_of(handle)
+    assert error.type == "ConversationTooLong"
+    assert re.search(r"too long to continue as new: [\d,]{9} bytes, compressed, where 1,048,064 can", error.message)
+
+
+async def test_a_loop_that_does_not_come_back_to_where_it_was_fails_the_run(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(9)])
+    request = agents.LongRequest(query="two", history_limit=10)
+    handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
+    assert (await failure_of(handle)).type == "NotResumable"
+
+
+async def test_a_run_that_continued_as_new_replays(client: Client, queue: str, standin: StandIn) -> None:
+    standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(4)], text("done"))
+    request = agents.LongRequest(query="go", history_limit=10)
+    handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
+    await handle.result()
+    replayer = Replayer(
+        workflows=[agents.LongWorkflow], workflow_runner=WORKFLOW_RUNNER, data_converter=client.data_converter
+    )
+    first = client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id)
+    for part in (first, client.get_workflow_handle(handle.id)):
+        history = await part.fetch_history()
+        assert not any(event.HasField("timer_started_event_attributes") for event in history.events)
+        await replayer.replay_workflow(history)

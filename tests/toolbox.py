@@ -1,5 +1,6 @@
 """Tools that the tests need beside the sample's own."""
 
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +39,12 @@ async def big_result(size: int) -> str:
 
 
 @ai.tool
+async def noise(size: int) -> str:
+    """Return a text of that many bytes which nothing can compress much."""
+    return random.Random(size).randbytes(size * 3 // 4).hex()[:size]
+
+
+@ai.tool
 async def not_json() -> float:
     """Return something that JSON does not have."""
     return float("nan")
@@ -49,6 +56,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(break_down, retry_policy=QUICKLY),
     temporal_tool(big_result),
     temporal_tool(not_json),
+    temporal_tool(noise),
 ]
 
 
