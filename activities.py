@@ -14,7 +14,7 @@ import json
 import os
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, override
@@ -36,8 +36,17 @@ PAYLOAD_LIMIT = 2 * 1024 * 1024 - 1024
 QUERY = "model_request"
 """Name of the query with which a model activity fetches its request. durable.py registers the handler."""
 
-QUERY_PAGE = 1024 * 1024
-"""Bytes. A query's answer is a payload too: longer transcripts are fetched in pages of this size."""
+TRANSCRIPT = "transcript"
+"""Name of the query that gives people the conversation of a run, live or finished."""
+
+APPROVAL = "approve_tool_call"
+"""Name of the update that answers the question whether a tool may be called."""
+
+APPROVALS_MEMO = "waiting_for_approval"
+"""Key of a run's memo under which the open questions stand: a summary of the call, by the id to answer with."""
+
+QUERY_PAGE = 500 * 1024
+"""Bytes. A query's answer is a payload too: longer transcripts are fetched in pages. Temporal warns above 512 KB."""
 
 QUERY_TIMEOUT = timedelta(seconds=5)
 """A query goes to the worker that has the run in its cache. When that one was just killed it is lost, so it is asked
@@ -45,6 +54,13 @@ again soon."""
 
 QUERY_TRIES = 6
 """In a row, before the attempt fails. A worker with much to do may take many seconds to replay a run."""
+
+LIVE_SECONDS = 0.05
+"""How often a model activity reports what the model has said. The worker sends heartbeats on no more often than its
+`max_heartbeat_throttle_interval` says."""
+
+LIVE_LIMIT = 20_000
+"""Characters of an answer that are reported while it comes: the last ones, since every report has them all."""
 
 REJECTED = "rejected_tool_call"
 """Name of the tool that stands in for a call no tool can take. durable.py registers it."""
@@ -146,6 +162,35 @@ class ToolReply(pydantic.BaseModel):
     """Result of `tool_call_activity`: what the function returned, as JSON, which is how the model will read it."""
 
     result: pydantic.JsonValue
+
+
+class Transcript(pydantic.BaseModel):
+    """Answer of the query `TRANSCRIPT`. `omitted` is how many messages at the beginning did not fit."""
+
+    omitted: int = 0
+    messages: list[WireMessage]
+
+
+class Approval(pydantic.BaseModel):
+    """Argument of the update `APPROVAL`: whether the tool call may be made. The model is told the reason if not."""
+
+    call: str
+    approved: bool
+    reason: str = ""
+
+
+class LiveText(pydantic.BaseModel):
+    """What the model has said so far: the details of a model activity's heartbeats.
+
+    Heartbeats cost no history. Read them with `WorkflowHandle.describe()`, from the pending activities. After a
+    failed attempt its last heartbeat stays there for a while: `attempt` tells whose it is.
+    """
+
+    attempt: int
+    text: str
+    reasoning: str = ""
+    start: int = 0
+    """How many characters of the text are left out before this part of it."""
 
 
 # ── The model ────────────────────────────────────────────────────────────────────────────────────────────
@@ -314,10 +359,10 @@ class ModelActivities:
                 request), retryable otherwise (see `final`).
         """
         with _sorted_failures():
-            async with _heartbeats():
+            async with _heartbeats() as live:
                 request = await _fetch_request(call.number)
                 model = self.make_model(call.model)
-                message = await _drain(model, request, call.idle_timeout)
+                message = await _drain(model, request, call.idle_timeout, live)
                 reply = ModelReply(
                     message=_well_formed(message, request),
                     finish_reason=getattr(model, "finish_reason", None),
@@ -352,14 +397,15 @@ async def _query(handle: WorkflowHandle[Any, Any], number: int, start: int) -> b
     raise AssertionError  # the last try returned or raised
 
 
-async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta) -> ai.Message:
+async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: "_Live") -> ai.Message:
     message: ai.Message | None = None
     clock = asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(idle_timeout.total_seconds()) as stalled:
             stream = model.stream(request.messages, request.tools or None, output_type=request.output_type)
             async with aclosing(stream):
-                async for message in stream:  # noqa: B007  # the last one is the whole message
+                async for message in stream:  # the last one is the whole message
+                    live.show(message)
                     stalled.reschedule(clock() + idle_timeout.total_seconds())
     except TimeoutError:
         if stalled.expired():
@@ -478,22 +524,51 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
 # ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class _Live:
+    """What the heartbeats of an activity tell."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self._message: ai.Message | None = None
+
+    def show(self, message: ai.Message) -> None:
+        self._message = message
+        self.changed.set()
+
+    def details(self) -> list[LiveText]:
+        if self._message is None:
+            return []
+        text = _text(self._message)
+        reasoning = "".join(part.text for part in self._message.parts if isinstance(part, ai.ReasoningPart))
+        live = LiveText(
+            attempt=activity.info().attempt,
+            text=_encodable(text[-LIVE_LIMIT:]),
+            reasoning=_encodable(reasoning[-LIVE_LIMIT:]),
+            start=max(0, len(text) - LIVE_LIMIT),
+        )
+        return [live]
+
+
 @asynccontextmanager
-async def _heartbeats() -> AsyncGenerator[None]:
+async def _heartbeats() -> AsyncGenerator[_Live]:
     """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
+    live = _Live()
     timeout = activity.info().heartbeat_timeout
     if timeout is None:
-        yield
+        yield live
         return
 
     async def beat(seconds: float) -> None:
         while True:
-            activity.heartbeat()
-            await asyncio.sleep(seconds)
+            live.changed.clear()
+            activity.heartbeat(*live.details())
+            await asyncio.sleep(LIVE_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(live.changed.wait(), seconds)
 
     task = asyncio.create_task(beat(timeout.total_seconds() / 3))
     try:
-        yield
+        yield live
     finally:
         task.cancel()
 

@@ -40,15 +40,20 @@ from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
 from activities import (
+    APPROVAL,
+    APPROVALS_MEMO,
     PAYLOAD_LIMIT,
     QUERY,
     QUERY_PAGE,
     REJECTED,
+    TRANSCRIPT,
+    Approval,
     ModelActivities,
     ModelCall,
     ModelRequest,
     ToolCall,
     ToolSpec,
+    Transcript,
     WireMessage,
     register_tool,
     tool_call_activity,
@@ -93,12 +98,19 @@ SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes."""
 
 
+QUESTION_BYTES = 20_000
+"""Longest question for an approval. Long enough to show what is allowed, and short enough for many in one memo."""
+
+
+def _shortened(text: str, limit: int) -> str:
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"
+
+
 def _activity_options(
     summary: str, defaults: workflow.ActivityConfig, options: workflow.ActivityConfig
 ) -> workflow.ActivityConfig:
-    if len(data := summary.encode()) > SUMMARY_BYTES:
-        summary = data[:SUMMARY_BYTES].decode(errors="ignore") + "…"
-    merged = workflow.ActivityConfig(summary=summary)
+    merged = workflow.ActivityConfig(summary=_shortened(summary, SUMMARY_BYTES))
     merged.update(defaults)
     merged.update(options)
     return merged
@@ -173,18 +185,23 @@ class TemporalLanguageModel(ai.LanguageModel):
         if self._carried is not None:
             self._continue_as_new(self._carried, messages)
         self.calls += 1
+        run = _run()
+        run.usage = run.usage or (self._carried.usage if self._carried else None)
+        run.transcript = messages
         request = ModelRequest(
             messages=[_snapshot(message) for message in messages],
             tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
             output_type=output_type,
         )
-        with _open_requests().opened(request) as number:
+        summary = f"{self.model}, call {self.calls}"
+        with run.opened(request) as number, run.doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
                 ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **_activity_options(f"{self.model}, call {self.calls}", MODEL_OPTIONS, self._options),
+                **_activity_options(summary, MODEL_OPTIONS, self._options),
             )
         self.finish_reason = reply.finish_reason
+        run.replied(reply.message)
         yield reply.message
 
     def _continue_as_new(self, carried: "Carried", messages: list[ai.Message]) -> None:
@@ -205,7 +222,7 @@ class TemporalLanguageModel(ai.LanguageModel):
             or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
         )
         if full or info.is_continue_as_new_suggested():
-            carry = Carried.of(ai.get_checkpoint(), self.calls, _fingerprint(messages))
+            carry = Carried.of(ai.get_checkpoint(), self.calls, _run().usage, _fingerprint(messages))
             if len(carry.state) <= CARRIED_LIMIT:
                 raise HistoryFull(carry)
             if full:
@@ -247,18 +264,19 @@ class Carried(pydantic.BaseModel):
     """
 
     calls: int = 0
+    usage: ai.Usage | None = None
     fingerprint: str = ""
     """Of the conversation, to see whether the next run comes back to it."""
     state: str = ""
     """The checkpoint, compressed to about a tenth. The transcript can be read by query."""
 
     @classmethod
-    def of(cls, checkpoint: ai.Checkpoint, calls: int, fingerprint: str) -> "Carried":
+    def of(cls, checkpoint: ai.Checkpoint, calls: int, usage: ai.Usage | None, fingerprint: str) -> "Carried":
         done = {event.tool_call_id for event in checkpoint.tools}
         steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
         plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
         packed = zlib.compress(plain.model_dump_json(exclude_none=True).encode())
-        return cls(calls=calls, fingerprint=fingerprint, state=base64.b64encode(packed).decode())
+        return cls(calls=calls, usage=usage, fingerprint=fingerprint, state=base64.b64encode(packed).decode())
 
     @property
     def checkpoint(self) -> ai.Checkpoint:
@@ -290,19 +308,27 @@ def _fingerprint(messages: list[ai.Message]) -> str:
     return hashlib.sha256(request.encode()).hexdigest()[:16]
 
 
-class _OpenRequests:
-    """The model calls of one workflow run that are under way, for their activities to fetch by query.
-
-    An activity's input stays in the history for good, and each call has the whole conversation so far in it: the
-    history would grow with the square of the turns. A query's answer is not recorded.
-    """
+class _Run:
+    """What one workflow run keeps for those who ask it: its own model activities, people and the Web UI."""
 
     def __init__(self) -> None:
+        self.usage: ai.Usage | None = None
+        self.transcript: list[ai.Message] = []
+        self.asks_before_tools = False
+        self._reply: ai.Message | None = None
         self._count = 0
         self._requests: dict[int, ModelRequest] = {}
+        self._pages: dict[int, bytes] = {}
+        self._doing: list[str] = []
+        self._questions: dict[str, str] = {}  # tool calls that wait for an approval
+        self._answers: dict[str, Approval] = {}
+
+    # An activity's input stays in the history for good, and each model call has the whole conversation so far in it:
+    # the history would grow with the square of the turns. A query's answer is not recorded.
 
     @contextmanager
     def opened(self, request: ModelRequest) -> Iterator[int]:
+        """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
         self._count += 1
         number = self._count
         self._requests[number] = request
@@ -310,18 +336,86 @@ class _OpenRequests:
             yield number
         finally:
             del self._requests[number]
+            self._pages.pop(number, None)
 
     def page(self, number: int, start: int) -> bytes:
-        return self._requests[number].model_dump_json().encode()[start : start + QUERY_PAGE]
+        """The query of the model activities."""
+        if start == 0 or number not in self._pages:
+            self._pages[number] = self._requests[number].model_dump_json(exclude_none=True).encode()
+        return self._pages[number][start : start + QUERY_PAGE]
+
+    def read_transcript(self) -> Transcript:
+        """The query of people: the conversation so far, without its beginning if it is too long for a payload."""
+        messages = [*self.transcript]
+        if self._reply is not None and all(message is not self._reply for message in messages):
+            messages.append(self._reply)
+        transcript = Transcript(messages=messages)
+        while len(transcript.model_dump_json()) > PAYLOAD_LIMIT // 2 and len(transcript.messages) > 1:
+            left = len(transcript.messages) // 2
+            transcript = Transcript(omitted=len(messages) - left, messages=messages[-left:])
+        return transcript
+
+    def replied(self, message: ai.Message) -> None:
+        self._reply = message
+        if message.usage is not None:
+            self.usage = message.usage if self.usage is None else self.usage + message.usage
+        self._show()
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Have the Web UI show what the run is doing."""
+        what = _shortened(what, SUMMARY_BYTES)
+        self._doing.append(what)
+        self._show()
+        try:
+            yield
+        finally:
+            self._doing.remove(what)
+        self._show()
+
+    def _show(self) -> None:
+        lines = [f"- {what}" for what in self._doing] or ["nothing is under way"]
+        if self.usage:
+            lines += ["", f"{self.usage.input_tokens:,} tokens in, {self.usage.output_tokens:,} out"]
+        workflow.set_current_details("\n".join(lines))
+
+    async def approval(self, summary: str) -> Approval:
+        """Ask a person whether a tool may be called, and wait for the answer for as long as it takes.
+
+        The open questions stand in the run's memo: who wants to know them needs no worker.
+        """
+        call = workflow.uuid4().hex[:8]
+        self._questions[call] = _shortened(summary, QUESTION_BYTES)
+        workflow.upsert_memo({APPROVALS_MEMO: self._questions})
+        with self.doing(f"waiting for an approval: {summary}"):
+            await workflow.wait_condition(lambda: call in self._answers)
+        del self._questions[call]
+        workflow.upsert_memo({APPROVALS_MEMO: self._questions})
+        return self._answers[call]
+
+    def answer(self, answer: Approval) -> str:
+        """The update with which a person answers."""
+        self._answers[answer.call] = answer
+        return self._questions[answer.call]
+
+    def check_answer(self, answer: Approval) -> None:
+        if answer.call in self._answers:
+            raise ApplicationError(f"tool call {answer.call!r} is answered already", type="AlreadyAnswered")
+        if answer.call not in self._questions:
+            raise ApplicationError(f"no tool call {answer.call!r} waits for an approval", type="UnknownCall")
 
 
-def _open_requests() -> _OpenRequests:
+def _run() -> _Run:
+    # Found again through one of its handlers, since these are what a workflow run keeps by name.
     handler: Any = workflow.get_query_handler(QUERY)
     if handler is None:
-        handler = _OpenRequests().page
+        run = _Run()
+        handler = run.page
         workflow.set_query_handler(QUERY, handler)
-    requests: _OpenRequests = handler.__self__
-    return requests
+        workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
+        workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)
+    found: _Run = handler.__self__
+    return found
 
 
 def _snapshot(message: ai.Message) -> ai.Message:
@@ -351,11 +445,13 @@ async def rejected_tool_call(tool: str, arguments: str, problem: str) -> None:
 
 assert rejected_tool_call.name == REJECTED
 
-_wrapped: dict[str, tuple[ai.Tool[..., Any], workflow.ActivityConfig, ai.Tool[..., Any]]] = {}
+_wrapped: dict[str, tuple[tuple[ai.Tool[..., Any], bool, workflow.ActivityConfig], ai.Tool[..., Any]]] = {}
 _RUNTIME = "_durable_runtime"
 
 
-def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.ActivityConfig]) -> ai.Tool[P, R]:
+def temporal_tool[**P, R](
+    tool: ai.Tool[P, R], *, approval: bool = False, **options: Unpack[workflow.ActivityConfig]
+) -> ai.Tool[P, R]:
     """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
 
     Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry, where
@@ -368,6 +464,8 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
 
     Args:
         tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model.
+        approval: Ask a person before each call, and wait for the answer: the update `APPROVAL`, with an `Approval`.
+            A refusal goes to the model as a tool error. `ask_before_tools()` does the same for all tools of a run.
         options: Activity options, over the ones in `TOOL_OPTIONS`. A tool that must not run twice takes
             `retry_policy=RetryPolicy(maximum_attempts=1)`.
 
@@ -375,8 +473,8 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
         TypeError: The tool takes an `ai.Runtime`, which lives in the workflow; or there is another tool of its name.
     """
     if tool.name in _wrapped:
-        original, earlier, wrapped = _wrapped[tool.name]
-        if tool is original and options == earlier:
+        earlier, wrapped = _wrapped[tool.name]
+        if tool is earlier[0] and (approval, options) == earlier[1:]:
             return cast(ai.Tool[P, R], wrapped)
         raise TypeError(
             f"a tool called {tool.name} is wrapped already. If it is this one, import the file that defines it with "
@@ -398,13 +496,20 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
+        summary, run = _summary(tool.name, arguments), _run()
         try:
             async with _Pump.parked(runtime):
-                reply = await workflow.execute_activity(
-                    tool_call_activity,
-                    ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
-                    **_activity_options(_summary(tool.name, arguments), TOOL_OPTIONS, options),
-                )
+                if approval or run.asks_before_tools:
+                    answer = await run.approval(summary)
+                    if not answer.approved:
+                        reason = answer.reason or "no reason given"
+                        raise ToolError(f"a person did not allow this call of {tool.name}: {reason}")
+                with run.doing(f"calling {summary}"):
+                    reply = await workflow.execute_activity(
+                        tool_call_activity,
+                        ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
+                        **_activity_options(summary, TOOL_OPTIONS, options),
+                    )
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
@@ -415,8 +520,13 @@ def temporal_tool[**P, R](tool: ai.Tool[P, R], **options: Unpack[workflow.Activi
     call.__annotations__ = {**call.__annotations__, _RUNTIME: ai.Runtime}
     wrapper = ai.Tool(fn=call, schema=tool.schema, validator=tool._validator)  # private: as with `_fn`
     _tool_registry[tool.name] = wrapper
-    _wrapped[tool.name] = (tool, options, wrapper)
+    _wrapped[tool.name] = (tool, approval, options), wrapper
     return wrapper
+
+
+def ask_before_tools() -> None:
+    """Have every wrapped tool of this workflow run ask a person before it is called, as with `approval=True`."""
+    _run().asks_before_tools = True
 
 
 def temporal_tools(*tools: ai.Tool[..., Any], **options: Unpack[workflow.ActivityConfig]) -> list[ai.Tool[..., Any]]:

@@ -14,7 +14,14 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
-    from durable import Carried, HistoryFull, TemporalLanguageModel, temporal_failures, temporal_tools
+    from durable import (
+        Carried,
+        HistoryFull,
+        TemporalLanguageModel,
+        ask_before_tools,
+        temporal_failures,
+        temporal_tools,
+    )
     from tools import get_population, get_weather
 
 TOOLS = temporal_tools(get_weather, get_population)
@@ -38,7 +45,7 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
 
 
 class AgentRequest(pydantic.BaseModel):
-    """Input of `AgentWorkflow`: what to answer, which model to ask, and how often at most.
+    """Input of `AgentWorkflow`: what to answer, which model to ask, how often at most, and whether tools need approval.
 
     A run that continues as new adds what was said so far.
     """
@@ -46,6 +53,7 @@ class AgentRequest(pydantic.BaseModel):
     query: str
     model: str
     max_model_calls: int = 50
+    approve: bool = False
     carried: Carried | None = None
 
 
@@ -64,6 +72,8 @@ class AgentWorkflow:
     async def run(self, request: AgentRequest) -> AgentAnswer:
         carried = request.carried or Carried()
         llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, carried=carried)
+        if request.approve:
+            ask_before_tools()
         text = ""
         try:
             with temporal_failures():

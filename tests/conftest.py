@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ TEMPORAL_SETTINGS = ("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL", "OPEN_METEO_")
 
 type RunMain = Callable[..., subprocess.CompletedProcess[str]]
 type StartMain = Callable[..., subprocess.Popen[str]]
+type StartServer = Callable[..., tuple[subprocess.Popen[bytes], str]]
 type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAnswer]]]
 
 
@@ -139,6 +141,29 @@ def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start a Temporal server of the test's own, and wait until it answers. Returns its process and its address."""
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start(*settings: str, port: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+        if port is None:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+        command = [str(main.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
+        quiet = subprocess.DEVNULL
+        server = subprocess.Popen([*command, "--port", str(port), *settings], stdout=quiet, stderr=quiet)
+        servers.append(server)
+        while not main._answers(port):
+            assert server.poll() is None
+        return server, f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture

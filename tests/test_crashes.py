@@ -3,16 +3,16 @@
 import functools
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
 import uuid
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import StartMain
+from conftest import StartMain, StartServer
 from standin import StandIn, hang, held, json, text
 from standin import tools as calls
 
@@ -36,8 +36,8 @@ def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"{words!r} never came")
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
+def kill(process: subprocess.Popen[Any]) -> None:
+    process.kill()
     process.wait()
 
 
@@ -143,6 +143,27 @@ def test_an_interrupted_run_goes_on_and_says_how_to_rejoin_it(start: StartMain, 
     assert "Tokyo" in answer(start("--id", "it's mine"))
 
 
+def test_a_run_that_continues_as_new_is_followed_to_its_answer(
+    start_main: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    _, address = start_server("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=15")
+    start = functools.partial(start_main, env={**standin.environment, "TEMPORAL_ADDRESS": address})
+    cities = ["Tokyo", "Paris", "London", "Madrid"]
+    turns = [calls((city, "get_population", {"city": city})) for city in cities]
+    standin.play(*turns[:3], hang(), *turns[3:], text("the answer"))
+    name = uuid.uuid4().hex
+    victim = start(TOKYO_AND_PARIS, "--id", name)
+    steps = [wait_for_line(victim, f"> anthropic/claude-sonnet-4.6, call {n}") for n in range(1, 5)]
+    assert len(steps) == 4
+    standin.wait_for(calls=4)
+    kill(victim)
+    process = start("--id", name)
+    assert answer(process) == "the answer\n"
+    assert Counter(standin.lookups) == Counter(cities)
+    assert len(standin.calls) == 6
+    assert [result["toolCallId"] for result in standin.calls[-1].tool_results] == cities
+
+
 # ── Cancelling ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,32 +207,20 @@ def test_a_killed_dev_server_is_started_again_by_the_run_that_uses_it(
     assert standin.lookups == ["Tokyo"]
 
 
-def test_a_named_server_that_is_lost_is_waited_for(start_main: StartMain, standin: StandIn, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
-    def server() -> subprocess.Popen[bytes]:
-        command = ["server", "start-dev", "--headless", "--port", str(port), "--db-filename", str(tmp_path / "db")]
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen([str(main.find_temporal()), *command], stdout=quiet, stderr=quiet)
-
+def test_a_named_server_that_is_lost_is_waited_for(
+    start: StartMain, start_server: StartServer, standin: StandIn, tmp_path: Path
+) -> None:
     release = threading.Event()
     standin.play(held(release, text("the answer")), text("the answer"))
-    first = server()
-    while not main._answers(port):
-        assert first.poll() is None
-    process = start_main("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": f"127.0.0.1:{port}"})
+    database = ("--db-filename", str(tmp_path / "db"))
+    server, address = start_server(*database)
+    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
     standin.wait_for(calls=1)
-    first.kill()
-    first.wait()
+    kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
-    second = server()
+    start_server(*database, port=int(address.rpartition(":")[2]))
     release.set()
-    try:
-        assert answer(process, 60) == "the answer\n"
-    finally:
-        second.kill()
-        second.wait()
+    assert answer(process, 60) == "the answer\n"
 
 
 def test_server_and_run_killed_together(folder: Path, start: StartMain, standin: StandIn) -> None:
