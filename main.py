@@ -11,6 +11,7 @@ import asyncio
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,21 +20,26 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from rich.console import RenderableType
+    from rich.markdown import Markdown
+    from temporalio.api.common.v1 import Payloads
     from temporalio.api.history.v1 import HistoryEvent
     from temporalio.api.workflow.v1 import PendingActivityInfo
-    from temporalio.client import Client, WorkflowHandle
+    from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
     from temporalio.envconfig import ClientConnectConfig
     from temporalio.worker import Worker
+    from vercel_ai_sdk import Usage
 
     from workflow import AgentAnswer, AgentWorkflow
 
@@ -55,6 +61,7 @@ LOST_SECONDS = 60
 """How long to wait for a server that was lost, before giving up following a run."""
 
 REJOIN = "uv run python main.py --id"
+WORKER = "uv run python main.py --worker"
 
 # What a person can do about it, by the type or the status of the failure that ended the run.
 ADVICE = {
@@ -97,7 +104,16 @@ class Options(argparse.Namespace):
     offline: bool
     worker: bool
     no_worker: bool
+    approve: bool
+    yes: str | None
+    no: str | None
+    reason: str
     task_queue: str
+
+    @property
+    def answers(self) -> bool:
+        """Whether this only answers a question of a run."""
+        return self.yes is not None or self.no is not None
 
 
 def parse(arguments: list[str]) -> Options:
@@ -109,16 +125,29 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--id", help="name of the run; joins the run of that name if there is one")
     parser.add_argument("--model", help=f"model to ask (default: $AI_MODEL or {DEFAULT_MODEL})")
     parser.add_argument("--offline", action="store_true", help="use the demo model and sample data")
+    parser.add_argument("--approve", action="store_true", help="ask for your approval before each tool call")
+    parser.add_argument("--reason", default="", help="why not, for the model to read; with --no")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
     mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
+    answer = parser.add_mutually_exclusive_group()
+    answer.add_argument("--yes", metavar="CALL", help="approve a tool call of the run --id")
+    answer.add_argument("--no", metavar="CALL", help="refuse a tool call of the run --id")
     options = parser.parse_args(arguments, namespace=Options())
 
     if options.worker and (options.query is not None or options.id is not None or options.model is not None):
         parser.error("--worker only serves: it takes no query, --id or --model")
+    if options.answers and (options.id is None or options.query is not None):
+        parser.error("--yes and --no answer a question of a run: they take its --id and no query")
+    if options.reason and options.no is None:
+        parser.error("--reason says why not: it belongs to --no")
+    if options.approve and (options.worker or (options.id is not None and options.query is None)):
+        parser.error("--approve is for starting a run: it takes a query")
     if options.query == "-":
         options.query = sys.stdin.buffer.read().decode(errors="surrogateescape").strip()
-    for name, value in (("the query", options.query), ("--id", options.id), ("--model", options.model)):
+    checked = {"the query": options.query, "--id": options.id, "--model": options.model}
+    checked |= {"--yes": options.yes, "--no": options.no, "--reason": options.reason or None}
+    for name, value in checked.items():
         if value is None:
             continue
         if not value.strip():
@@ -390,7 +419,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
     from temporalio.worker import Worker, WorkerDeploymentConfig
 
     from activities import ModelActivities, tool_call_activity
-    from durable import HEARTBEAT_TIMEOUT, WORKFLOW_RUNNER
+    from durable import WORKFLOW_RUNNER
     from workflow import AgentWorkflow
 
     version = WorkerDeploymentVersion(deployment_name="durable-agent", build_id=BUILD_ID)
@@ -400,8 +429,9 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
         workflows=[AgentWorkflow],
         activities=[ModelActivities().llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
-        # By default heartbeats are held back for four seconds. They are also how a cancelled call learns of it.
-        max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3,
+        # By default heartbeats are held back for four seconds. They are also how a cancelled call learns of it, and
+        # they carry the text that the model is writing.
+        max_heartbeat_throttle_interval=timedelta(milliseconds=100),
         # How long a run waits for a worker that has it in its cache but died, before any other may take it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
         # Without a build id the worker makes one of the code of every module there is, which takes a second.
@@ -421,16 +451,15 @@ async def start_or_join(client: Client, options: Options) -> Handle:
     from temporalio.client import WorkflowExecutionStatus
     from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
     from temporalio.exceptions import WorkflowAlreadyStartedError
-    from temporalio.service import RPCError, RPCStatusCode
 
     from activities import PAYLOAD_LIMIT
     from workflow import AgentRequest, AgentWorkflow
 
     run_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
-    request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model)
-    size = len(request.model_dump_json().encode())
-    if size > PAYLOAD_LIMIT:
-        raise UserError(f"the query has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,}: shorten it")
+    request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
+    size, limit = len(request.model_dump_json().encode()), PAYLOAD_LIMIT // 2
+    if size > limit:  # the rest of the payload is for what a run carries over when it continues as new
+        raise UserError(f"the query has {size:,} bytes, over the limit of {limit:,}: shorten it")
     handle = client.get_workflow_handle_for(AgentWorkflow.run, run_id)
     if options.id is None or options.query is not None:
         with suppress(WorkflowAlreadyStartedError):
@@ -444,22 +473,69 @@ async def start_or_join(client: Client, options: Options) -> Handle:
                 request_eager_start=not options.no_worker,
                 static_summary=title(request.query),
             )
+    description = await describe(handle, options)
+    if description.status == WorkflowExecutionStatus.RUNNING:
+        say(f"Joining run {run_id}, which is under way.")
+    else:
+        say(f"Run {run_id} is over; this is what it came to.")
+    return handle
+
+
+async def describe(handle: Handle, options: Options) -> WorkflowExecutionDescription:
+    """Look a run up.
+
+    Raises:
+        UserError: There is none of that name, it is something else than an agent, or it is not ours to work on.
+    """
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError, RPCStatusCode
+
     try:
         description = await handle.describe()
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        raise UserError(f"there is no run called {run_id!r}; add a query to start one") from error
+        raise UserError(f"there is no run called {handle.id!r}; add a query to start one") from error
     if description.workflow_type != "AgentWorkflow":
-        raise UserError(f"{run_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
-    if description.status == WorkflowExecutionStatus.RUNNING:
-        if description.task_queue != options.task_queue:
-            started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
-            raise UserError(f"run {run_id!r} was started {started}: join it the same way")
-        say(f"Joining run {run_id}, which is under way.")
-    else:
-        say(f"Run {run_id} is over; this is what it came to.")
-    return handle
+        raise UserError(f"{handle.id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
+    if description.status == WorkflowExecutionStatus.RUNNING and description.task_queue != options.task_queue:
+        started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
+        raise UserError(f"run {handle.id!r} was started {started}: join it the same way")
+    return description
+
+
+async def answer_question(client: Client, options: Options) -> None:
+    """Approve or refuse a tool call that waits for it.
+
+    Raises:
+        UserError: There is no such run, or no such call waits in it.
+    """
+    from temporalio.client import WorkflowExecutionStatus
+
+    from workflow import AgentWorkflow
+
+    handle = client.get_workflow_handle_for(AgentWorkflow.run, options.id or "")
+    description = await describe(handle, options)
+    if description.status != WorkflowExecutionStatus.RUNNING:
+        raise UserError(f"run {handle.id!r} is over: nothing waits for an approval in it")
+    call, approved = (options.yes, True) if options.yes is not None else (options.no or "", False)
+    question = await patiently(lambda: send_answer(handle, call, approved, options.reason))
+    say(f"{'Approved' if approved else 'Refused'}: {question}")
+    say(f"Follow the run with: {REJOIN} {shlex.quote(handle.id)}")
+
+
+async def send_answer(handle: Handle, call: str, approved: bool, reason: str) -> str:
+    """Returns the question that was answered."""
+    from temporalio.client import WorkflowUpdateFailedError
+
+    from activities import APPROVAL, Approval
+
+    try:
+        answer = Approval(call=call, approved=approved, reason=reason)
+        question: str = await handle.execute_update(APPROVAL, answer, result_type=str)
+        return question
+    except WorkflowUpdateFailedError as error:
+        raise UserError(one_line(error.cause)) from error
 
 
 async def has_worker(client: Client, task_queue: str) -> bool:
@@ -476,10 +552,17 @@ async def has_worker(client: Client, task_queue: str) -> bool:
     return bool((await client.workflow_service.describe_task_queue(request)).pollers)
 
 
-def title(query: str) -> str:
-    """The query in one short line; the server takes a summary of up to 400 bytes."""
-    line = " ".join(query.split())
-    return line if len(line) <= 80 else line[:79] + "…"
+def title(text: str, length: int = 80) -> str:
+    """The text in one short line; the server takes a summary of up to 400 bytes."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def markdown(text: str, style: str = "none") -> Markdown:
+    """What models write, for a terminal. They mean the ends of their lines, which in Markdown are just spaces."""
+    from rich.markdown import Markdown
+
+    return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", text), style=style)
 
 
 def link(config: ClientConnectConfig, run_id: str) -> str | None:
@@ -492,24 +575,123 @@ def link(config: ClientConnectConfig, run_id: str) -> str | None:
     return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
 
 
-class Progress:
-    """Says on standard error what a run does: a line for each call as it starts and ends, and for failed attempts."""
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+MARKS = {"<": "✓", "x": "✗"}
 
-    def __init__(self, client: Client, handle: Handle) -> None:
+
+class Screen:
+    """Standard error: plain lines, or, in a terminal, lines with what is going on below them."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = Console(stderr=True) if in_color(sys.stderr) else None
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console else None
+        self.can_ask = bool(sys.stdin and sys.stdin.isatty() and sys.stderr.isatty())
+        self.tick = 0.08 if self.live else 0.5
+        """Seconds between two looks at what is under way."""
+
+    def __enter__(self) -> None:
+        if self.live:
+            self.live.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to the person who types."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def say(self, mark: str, style: str, text: str) -> None:
+        if self.console is None:
+            say(f"  {mark} {text}")
+            return
+        from rich.text import Text
+
+        if mark != ">":  # what is under way stands below
+            self.console.print(Text.assemble((f"  {MARKS.get(mark, mark)} ", style), text), soft_wrap=True)
+
+    def show(self, steps: Iterable[Step]) -> None:
+        """Show what is going on; in a terminal only."""
+        if self.live is None or self.console is None or not self.live.is_started:
+            return
+        from rich.console import Group
+        from rich.segment import Segment, Segments
+        from rich.text import Text
+
+        steps = list(steps)
+        spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
+        rows: list[RenderableType] = [
+            Text(f"  {spinner} {step.summary} {step.seconds():.0f} s", no_wrap=True, overflow="ellipsis")
+            for step in steps
+        ]
+        width, height = self.console.size
+        room = max(1, height - len(rows) - 2)
+        for step in steps:
+            for text, style in ((step.reasoning, "dim italic"), (step.text, "none")):
+                # What was written last is what counts, and rendering all of a long text takes too long to be live.
+                tail = text[-2 * room * width :]
+                lines = self.console.render_lines(markdown(tail, style), pad=False)[-room:]
+                rows.append(Segments([segment for line in lines for segment in [*line, Segment.line()]]))
+        self.live.update(Group(*rows), refresh=True)
+
+
+@dataclass
+class Step:
+    """A model or tool call that is under way."""
+
+    summary: str
+    since: datetime
+    of_model: bool
+    attempt: int = 1
+    text: str = ""
+    reasoning: str = ""
+
+    def seconds(self, until: datetime | None = None) -> float:
+        return ((until or datetime.now(UTC)) - self.since).total_seconds()
+
+
+class Progress:
+    """Follows a run and shows what it does: each call as it starts and ends, failed attempts, the text as it comes."""
+
+    def __init__(self, client: Client, handle: Handle, screen: Screen) -> None:
         self._client = client
         self._handle = handle
-        self._open: dict[str, tuple[str, datetime]] = {}  # activity id: its summary, and since when
+        self._screen = screen
+        self._steps: dict[str, Step] = {}  # under way, by activity id
         self._by_event: dict[int, str] = {}
         self._told: set[tuple[str, int]] = set()
+        self._questions: dict[str, str] = {}  # tool calls that wait for an approval
+        self._news = asyncio.Event()  # the questions have changed
         self._run_id: str | None = None  # none: the latest
         self._seen = 0
+        self._began = self._ended = datetime.now(UTC)
+        self._models = self._tools = self._tokens_in = self._tokens_out = 0
 
     async def follow(self) -> None:
         """Show every step until the run is over."""
-        async with asyncio.TaskGroup() as tasks:
-            attempts = tasks.create_task(patiently(self._follow_attempts))
-            await patiently(self._follow_steps)
-            attempts.cancel()
+        with self._screen:
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(patiently(follow)) for follow in (self._follow_pending, self._follow_questions)
+                ]
+                await patiently(self._follow_steps)
+                for task in others:
+                    task.cancel()
+
+    def summary(self) -> str:
+        seconds = (self._ended - self._began).total_seconds()
+        calls = f"{counted(self._models, 'model call')}, {counted(self._tools, 'tool call')}"
+        return f"{calls}, {self._tokens_in:,} tokens in, {self._tokens_out:,} out, {seconds:.1f} s"
+
+    # ── What is done ──
 
     async def _follow_steps(self) -> None:
         # A run that continues as new has a history of its own for each part.
@@ -520,45 +702,167 @@ class Progress:
                 if event.event_id > self._seen:
                     self._seen = event.event_id
                     await self._show(event)
+                    self._screen.show(self._steps.values())
             self._run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
             self._seen = 0
-            self._open, self._by_event, self._told = {}, {}, set()
+            self._steps, self._by_event, self._told = {}, {}, set()
 
     async def _show(self, event: HistoryEvent) -> None:
+        from activities import APPROVALS_MEMO
+        from workflow import AgentRequest
+
+        time = self._ended = event.event_time.ToDatetime(UTC)
         kind = event.WhichOneof("attributes") or ""
         if kind == "workflow_execution_started_event_attributes":
-            self._run_id = event.workflow_execution_started_event_attributes.original_execution_run_id
+            started = event.workflow_execution_started_event_attributes
+            self._run_id = started.original_execution_run_id
+            request = await self._decode(started.input, AgentRequest)
+            if request.carried is None:
+                self._began = time
+            else:
+                self._models = request.carried.calls
+                self._count(request.carried.usage)
         elif kind == "activity_task_scheduled_event_attributes":
             scheduled = event.activity_task_scheduled_event_attributes
             [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
             self._by_event[event.event_id] = scheduled.activity_id
-            self._open[scheduled.activity_id] = summary, event.event_time.ToDatetime(UTC)
-            say(f"  > {summary}")
+            self._steps[scheduled.activity_id] = Step(
+                summary, time, of_model=scheduled.activity_type.name == "llm_stream_activity"
+            )
+            self._screen.say(">", "", summary)
+        elif kind == "activity_task_started_event_attributes":
+            started_activity = event.activity_task_started_event_attributes
+            self._steps[self._by_event[started_activity.scheduled_event_id]].attempt = started_activity.attempt
         elif end := ENDINGS.get(kind):
-            activity_id = self._by_event.pop(getattr(event, kind).scheduled_event_id)
-            summary, since = self._open.pop(activity_id)
-            seconds = (event.event_time.ToDatetime(UTC) - since).total_seconds()
-            say(f"  < {summary} {end} {seconds:.1f} s{reason(event)}")
+            step = self._steps.pop(self._by_event.pop(getattr(event, kind).scheduled_event_id))
+            attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
+            result = await self._result(event, step)
+            mark, style = ("<", "green") if "completed" in kind else ("x", "red")
+            self._screen.say(mark, style, f"{step.summary} {end} {step.seconds(time):.1f} s{attempts}{result}")
+        elif kind == "workflow_properties_modified_event_attributes":
+            memo = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+            if APPROVALS_MEMO in memo:
+                [self._questions] = await self._client.data_converter.decode([memo[APPROVALS_MEMO]], [dict[str, str]])
+                self._news.set()
 
-    async def _follow_attempts(self) -> None:
-        # Attempts are not in the history until the last one has ended, only in the description.
+    async def _result(self, event: HistoryEvent, step: Step) -> str:
+        """What came of a call, in short."""
+        from pydantic_core import to_json
+
+        from activities import ModelReply, ToolReply
+
+        if not event.HasField("activity_task_completed_event_attributes"):
+            failure = event.activity_task_failed_event_attributes.failure
+            message = failure.cause.message or failure.message
+            return f": {message}" if message else ""
+        payloads = event.activity_task_completed_event_attributes.result
+        if step.of_model:
+            usage = (await self._decode(payloads, ModelReply)).message.usage
+            self._models += 1
+            self._count(usage)
+            return f": {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out" if usage else ""
+        self._tools += 1
+        return f": {title(to_json((await self._decode(payloads, ToolReply)).result).decode(), 120)}"
+
+    def _count(self, usage: Usage | None) -> None:
+        self._tokens_in += usage.input_tokens if usage else 0
+        self._tokens_out += usage.output_tokens if usage else 0
+
+    async def _decode[T](self, payloads: Payloads, type: type[T]) -> T:
+        [value] = await self._client.data_converter.decode(payloads.payloads, [type])
+        return cast("T", value)
+
+    # ── What is under way ──
+
+    async def _follow_pending(self) -> None:
+        # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
         while True:
-            await asyncio.sleep(0.5)
-            if self._open:
+            await asyncio.sleep(self._screen.tick)
+            if self._steps:
                 description = await self._handle.describe()
                 for pending in description.raw_description.pending_activities:
-                    self._show_attempt(pending)
+                    await self._show_pending(pending)
+            self._screen.show(self._steps.values())
 
-    def _show_attempt(self, pending: PendingActivityInfo) -> None:
-        failed = pending.attempt - 1
-        if failed < 1 or (pending.activity_id, failed) in self._told or pending.activity_id not in self._open:
+    async def _show_pending(self, pending: PendingActivityInfo) -> None:
+        from activities import LiveText
+
+        step, failed = self._steps.get(pending.activity_id), pending.attempt - 1
+        if step is None:
             return
-        self._told.add((pending.activity_id, failed))
-        summary, _ = self._open[pending.activity_id]
-        wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
-        waiting = pending.HasField("next_attempt_schedule_time") and wait > 0.5
-        when = f"next one in {wait:.0f} s" if waiting else "next one now"
-        say(f"  ! {summary}: attempt {failed} failed: {pending.last_failure.message}; {when}")
+        step.text = step.reasoning = ""
+        if step.of_model and pending.heartbeat_details.payloads:
+            live = await self._decode(pending.heartbeat_details, LiveText)
+            if live.attempt == pending.attempt:  # or it is the text of one that failed
+                step.text, step.reasoning = "…" * bool(live.start) + live.text, live.reasoning
+        if failed and (pending.activity_id, failed) not in self._told:
+            self._told.add((pending.activity_id, failed))
+            wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+            waiting = pending.HasField("next_attempt_schedule_time") and wait > 0.5
+            when = f"next one in {wait:.0f} s" if waiting else "next one now"
+            message = f"attempt {failed} failed: {pending.last_failure.message}"
+            self._screen.say("!", "yellow", f"{step.summary}: {message}; {when}")
+
+    # ── What waits for a person ──
+
+    async def _follow_questions(self) -> None:
+        from activities import APPROVALS_MEMO
+
+        asked: set[str] = set()
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            # The history tells of old questions too; the description knows which are open.
+            memo = await (await self._handle.describe()).memo()
+            for call, question in memo.get(APPROVALS_MEMO, {}).items():
+                if call in asked:
+                    continue
+                asked.add(call)
+                self._screen.say("?", "cyan", f"{question} waits for an approval")
+                if self._screen.can_ask:
+                    with self._screen.paused():
+                        await self._ask(call)
+                else:
+                    command = f"{REJOIN} {shlex.quote(self._handle.id)}"
+                    say(f"      {command} --yes {call}")
+                    say(f'      {command} --no {call} --reason "…"')
+
+    async def _ask(self, call: str) -> None:
+        while call in self._questions:
+            print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
+            line, news = asyncio.create_task(read_line()), asyncio.create_task(self._news.wait())
+            await asyncio.wait([line, news], return_when=asyncio.FIRST_COMPLETED)
+            for task in (line, news):
+                task.cancel()
+            if not line.done():
+                self._news.clear()
+                if call not in self._questions:
+                    say("It was answered elsewhere.")
+                continue
+            word, _, reason = line.result().strip().partition(" ")
+            if word.lower() in ("y", "yes", "n", "no"):
+                await send_answer(self._handle, call, word.lower().startswith("y"), reason)
+                return
+
+
+async def read_line() -> str:
+    """Read a line from the terminal, in a way that can be cancelled."""
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        if not line.done():
+            line.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin, read)
+    try:
+        return await line
+    finally:
+        loop.remove_reader(sys.stdin)
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 ENDINGS = {
@@ -569,13 +873,7 @@ ENDINGS = {
 }
 
 
-def reason(event: HistoryEvent) -> str:
-    message = event.activity_task_failed_event_attributes.failure.cause.message
-    message = message or event.activity_task_failed_event_attributes.failure.message
-    return f": {message}" if message else ""
-
-
-async def follow(client: Client, handle: Handle) -> AgentAnswer:
+async def follow(handle: Handle, progress: Progress) -> AgentAnswer:
     """Show the run's progress and return its answer.
 
     Raises:
@@ -583,16 +881,17 @@ async def follow(client: Client, handle: Handle) -> AgentAnswer:
     """
     from temporalio.client import WorkflowFailureError
 
-    progress = asyncio.create_task(Progress(client, handle).follow())
+    showing = asyncio.create_task(progress.follow())
     try:
         answer = await patiently(handle.result, notice=True)
-        await asyncio.wait([progress], timeout=2)  # the last lines may be a moment behind the result
+        await asyncio.wait([showing], timeout=2)  # the last lines may be a moment behind the result
         return answer
     except WorkflowFailureError as error:
-        await asyncio.wait([progress], timeout=2)
+        await asyncio.wait([showing], timeout=2)
         raise UserError(why_failed(error)) from error
     finally:
-        progress.cancel()
+        showing.cancel()
+        await asyncio.wait([showing])
 
 
 async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -> T:
@@ -644,6 +943,26 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+async def submit(client: Client, config: ClientConnectConfig, options: Options) -> None:
+    """Start or join the run, follow it, and print its answer."""
+    handle = await start_or_join(client, options)
+    say(f"Run {handle.id}")
+    if page := link(config, handle.id):
+        say(f"    {page}")
+    if options.no_worker and not await has_worker(client, options.task_queue):
+        say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
+    progress = Progress(client, handle, Screen())
+    try:
+        answer = await follow(handle, progress)
+    except asyncio.CancelledError:
+        say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
+        raise
+    if cut := CUT_SHORT.get(answer.finish_reason or ""):
+        say(f"The answer was cut short by {cut}.")
+    print_answer(answer.text)
+    say(progress.summary())
+
+
 async def run(options: Options) -> int:
     """Do what the command line says, and return the exit status."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -663,7 +982,6 @@ async def run(options: Options) -> int:
 
     from temporalio.service import RPCError
 
-    handle: Handle | None = None
     try:
         async with AsyncExitStack() as stack:
             config, server = await stack.enter_async_context(temporal_server())
@@ -676,16 +994,12 @@ async def run(options: Options) -> int:
             if options.worker:
                 say(f"Worker on {config['target_host']} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
-            handle = await start_or_join(client, options)
-            say(f"Run {handle.id}")
-            if page := link(config, handle.id):
-                say(f"    {page}")
-            if options.no_worker and not await has_worker(client, options.task_queue):
-                say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
-            answer = await follow(client, handle)
-            if cut := CUT_SHORT.get(answer.finish_reason or ""):
-                say(f"The answer was cut short by {cut}.")
-            print_answer(answer.text)
+            if options.answers:
+                await answer_question(client, options)
+                return 0
+            await submit(client, config, options)
+            if server is not None:
+                say(f"To look back: {WORKER}, and open the page above. Ctrl-C stops it.")
             return 0
     except RPCError as error:
         raise UserError(f"the Temporal server refused: {one_line(error)}") from error
@@ -694,9 +1008,13 @@ async def run(options: Options) -> int:
     except asyncio.CancelledError:
         if interrupted is None:
             raise UserError("the worker stopped") from None
-        if handle is not None:
-            say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
         return 0 if options.worker else 130
+
+
+def in_color(stream: IO[str]) -> bool:
+    """Whether control codes are welcome there."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return not plain and stream.isatty()
 
 
 def print_answer(text: str) -> None:
@@ -705,7 +1023,12 @@ def print_answer(text: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
     try:
-        print(text, flush=True)
+        if in_color(sys.stdout):
+            from rich.console import Console
+
+            Console().print(markdown(text))
+        else:
+            print(text, flush=True)
     except BrokenPipeError:
         pass  # whoever read it has read enough
     except OSError as error:

@@ -86,7 +86,7 @@ def test_a_failed_attempt_is_told_with_its_reason_and_the_time_of_the_next(run_m
     standin.play(status(503, message="come back later"), status(503, message="come back later"))
     result = run_main("Weather in Tokyo?", "--model", "m", env=standin.environment)
     assert (result.returncode, len(standin.calls)) == (0, 4)
-    told = [line for line in result.stderr.splitlines() if "attempt" in line]
+    told = [line for line in result.stderr.splitlines() if "failed" in line]
     assert told[-1] == "  ! m, call 1: attempt 2 failed: HTTP 503: come back later; next one in 2 s"
 
 
