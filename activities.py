@@ -17,7 +17,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, override
+from typing import Annotated, Any, Protocol, override
+from weakref import WeakValueDictionary
 
 import httpx
 import pydantic
@@ -99,7 +100,7 @@ def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapH
     # JSON has no bytes, and `FilePart.data` may be a string as well: mark the ones that have to turn back.
     parts, binary = list(message.parts), []
     for i, part in enumerate(parts):
-        if isinstance(part, ai.FilePart) and isinstance(part.data, bytes):
+        if part.type == "file" and isinstance(part.data, bytes):
             parts[i] = part.model_copy(update={"data": base64.b64encode(part.data).decode()})
             binary.append(i)
     dumped: dict[str, Any] = handler(message.model_copy(update={"parts": parts}) if binary else message)
@@ -373,10 +374,26 @@ class ModelActivities:
                 return reply
 
 
+class OpenRequests(Protocol):
+    """The model requests of a workflow run that wait for their activity. Implemented in durable.py."""
+
+    def dumped(self, number: int) -> bytes: ...
+
+
+open_requests: WeakValueDictionary[str, OpenRequests] = WeakValueDictionary()
+"""Of the workflow runs that this process has in its cache, by run id."""
+
+
 async def _fetch_request(number: int) -> ModelRequest:
     """Ask the workflow that scheduled this activity for the transcript: a query's answer is not in the history."""
     info = activity.info()
     assert info.workflow_id is not None
+    assert info.workflow_run_id is not None
+    # Mostly the run is in the cache of this very worker. A look in there saves the way over the server, which takes as
+    # long as all the rest of a call with a model that answers at once.
+    if here := open_requests.get(info.workflow_run_id):
+        with suppress(KeyError):  # it has just been replayed and is not as far yet
+            return ModelRequest.model_validate_json(here.dumped(number))
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
@@ -560,11 +577,11 @@ async def _heartbeats() -> AsyncGenerator[_Live]:
 
     async def beat(seconds: float) -> None:
         while True:
-            live.changed.clear()
-            activity.heartbeat(*live.details())
-            await asyncio.sleep(LIVE_SECONDS)
             with suppress(TimeoutError):
                 await asyncio.wait_for(live.changed.wait(), seconds)
+                await asyncio.sleep(LIVE_SECONDS)  # more may come, and a call that is done by then needs no heartbeat
+            live.changed.clear()
+            activity.heartbeat(*live.details())
 
     task = asyncio.create_task(beat(timeout.total_seconds() / 3))
     try:

@@ -55,6 +55,7 @@ from activities import (
     ToolSpec,
     Transcript,
     WireMessage,
+    open_requests,
     register_tool,
     tool_call_activity,
 )
@@ -338,10 +339,13 @@ class _Run:
             del self._requests[number]
             self._pages.pop(number, None)
 
+    def dumped(self, number: int) -> bytes:
+        return self._requests[number].model_dump_json(exclude_none=True).encode()
+
     def page(self, number: int, start: int) -> bytes:
         """The query of the model activities."""
         if start == 0 or number not in self._pages:
-            self._pages[number] = self._requests[number].model_dump_json(exclude_none=True).encode()
+            self._pages[number] = self.dumped(number)
         return self._pages[number][start : start + QUERY_PAGE]
 
     def read_transcript(self) -> Transcript:
@@ -411,6 +415,7 @@ def _run() -> _Run:
     if handler is None:
         run = _Run()
         handler = run.page
+        open_requests[workflow.info().run_id] = run
         workflow.set_query_handler(QUERY, handler)
         workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
         workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)

@@ -50,6 +50,13 @@ def execute(client: Client, queue: str, standin: StandIn) -> Execute:
     return run
 
 
+@pytest.fixture(params=["from the cache", "by query"])
+def fetched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the model activities get their requests; in these tests they share a process with the workflow."""
+    if request.param == "by query":
+        monkeypatch.setattr("activities.open_requests", {})
+
+
 def dumped(messages: list[ai.Message]) -> list[dict[str, Any]]:
     return [message.model_dump(exclude={"id"}) for message in messages]
 
@@ -107,6 +114,7 @@ async def test_nothing_of_a_finished_run_is_kept(start_agent: StartAgent) -> Non
     assert kept() <= before + 1  # the worker may not be done with the last one
 
 
+@pytest.mark.usefixtures("fetched")
 async def test_two_agents_at_once_keep_their_transcripts_apart(execute: Execute) -> None:
     answers = await execute(agents.TwoAgentsWorkflow, ["Weather in Tokyo", "Population of Paris"])
     assert ["Tokyo" in answer for answer in answers] == [True, False, True, False]
@@ -273,6 +281,7 @@ def test_the_private_names_of_the_sdk_are_still_there() -> None:
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("fetched")
 async def test_a_structured_answer_comes_back_as_without_temporal(execute: Execute, standin: StandIn) -> None:
     standin.play(text('{"city": "Tokyo", ', '"celsius": 18.4}'))
     message = await execute(agents.StructuredWorkflow, "forecast")
@@ -286,6 +295,7 @@ async def test_an_answer_of_the_wrong_structure_is_asked_for_again(execute: Exec
     assert (await execute(agents.StructuredWorkflow, "forecast")).output.city == "Tokyo"
 
 
+@pytest.mark.usefixtures("fetched")
 async def test_every_part_of_a_message_crosses_both_ways(execute: Execute, standin: StandIn) -> None:
     standin.play(
         parts(
@@ -336,6 +346,7 @@ async def test_messages_with_binary_files_come_out_of_the_converter_as_they_went
     assert loaded.message == message
 
 
+@pytest.mark.usefixtures("fetched")
 async def test_a_transcript_longer_than_a_payload_reaches_the_model(execute: Execute, standin: StandIn) -> None:
     standin.play(calls(*((str(i), "big_result", {"size": 1_500_000}) for i in range(3))), text("long"))
     assert await execute(agents.AnswerWorkflow, "go") == "long"
