@@ -1,9 +1,9 @@
 """The bridge: routes the model and tool calls of an unchanged agent loop into Temporal activities.
 
     with workflow.unsafe.imports_passed_through():
-        from durable import TemporalLanguageModel, temporal_failures, temporal_tools
+        from durable import TemporalLanguageModel, temporal_failures, temporal_tool
 
-    tools = temporal_tools(get_weather, get_population)        # when the module is imported
+    tools = [temporal_tool(search), temporal_tool(send_mail, approval=True)]    # when the module is imported
 
     @workflow.run
     async def run(self, query: str) -> str:
