@@ -717,10 +717,10 @@ class Progress:
             started = event.workflow_execution_started_event_attributes
             self._run_id = started.original_execution_run_id
             request = await self._decode(started.input, AgentRequest)
-            if request.carried is None:
-                self._began = time
-            else:
-                self._models = request.carried.calls
+            self._began = min(self._began, time)
+            if request.carried is not None:
+                self._models, self._tools = request.carried.calls, len(request.carried.checkpoint.tools)
+                self._tokens_in = self._tokens_out = 0
                 self._count(request.carried.usage)
         elif kind == "activity_task_scheduled_event_attributes":
             scheduled = event.activity_task_scheduled_event_attributes
@@ -735,6 +735,7 @@ class Progress:
             self._steps[self._by_event[started_activity.scheduled_event_id]].attempt = started_activity.attempt
         elif end := ENDINGS.get(kind):
             step = self._steps.pop(self._by_event.pop(getattr(event, kind).scheduled_event_id))
+            self._models, self._tools = self._models + step.of_model, self._tools + (not step.of_model)
             attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
             result = await self._result(event, step)
             mark, style = ("<", "green") if "completed" in kind else ("x", "red")
@@ -758,10 +759,8 @@ class Progress:
         payloads = event.activity_task_completed_event_attributes.result
         if step.of_model:
             usage = (await self._decode(payloads, ModelReply)).message.usage
-            self._models += 1
             self._count(usage)
             return f": {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out" if usage else ""
-        self._tools += 1
         return f": {title(to_json((await self._decode(payloads, ToolReply)).result).decode(), 120)}"
 
     def _count(self, usage: Usage | None) -> None:
@@ -841,7 +840,8 @@ class Progress:
                 continue
             word, _, reason = line.result().strip().partition(" ")
             if word.lower() in ("y", "yes", "n", "no"):
-                await send_answer(self._handle, call, word.lower().startswith("y"), reason)
+                with suppress(UserError):  # somebody else was faster
+                    await send_answer(self._handle, call, word.lower().startswith("y"), reason)
                 return
 
 

@@ -157,8 +157,9 @@ def test_a_run_that_continues_as_new_is_followed_to_its_answer(
     assert len(steps) == 4
     standin.wait_for(calls=4)
     kill(victim)
-    process = start("--id", name)
-    assert answer(process) == "the answer\n"
+    out, err = start("--id", name).communicate(timeout=BOUND)
+    assert out == "the answer\n"
+    assert "5 model calls, 4 tool calls, 50 tokens in, 25 out" in err  # of all parts
     assert Counter(standin.lookups) == Counter(cities)
     assert len(standin.calls) == 6
     assert [result["toolCallId"] for result in standin.calls[-1].tool_results] == cities
