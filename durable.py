@@ -61,8 +61,12 @@ from activities import (
 )
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
-"""How long a dead worker goes unnoticed. The activities heartbeat three times as often, if the `Worker` lets them: give
-it `max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3`, or it holds them back for four fifths of the timeout."""
+"""How long a dead worker goes unnoticed. The activities heartbeat three times as often, if the `Worker` lets them."""
+
+HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
+"""The `max_heartbeat_throttle_interval` for every `Worker`. By default it holds heartbeats back for four seconds, and
+with them the text that the model is writing and the news that a call is cancelled. Where heartbeats cost money, as on
+Temporal Cloud, use a longer one, up to a third of the timeout: the text then comes in larger steps."""
 
 MODEL_OPTIONS = workflow.ActivityConfig(
     # Far longer than an answer takes: silence is found by the idle timeout, a dead worker by the heartbeats.
@@ -97,7 +101,6 @@ CARRIED_LIMIT = PAYLOAD_LIMIT // 2
 
 SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes."""
-
 
 QUESTION_BYTES = 20_000
 """Longest question for an approval. Long enough to show what is allowed, and short enough for many in one memo."""

@@ -419,7 +419,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
     from temporalio.worker import Worker, WorkerDeploymentConfig
 
     from activities import ModelActivities, tool_call_activity
-    from durable import WORKFLOW_RUNNER
+    from durable import HEARTBEAT_THROTTLE, WORKFLOW_RUNNER
     from workflow import AgentWorkflow
 
     version = WorkerDeploymentVersion(deployment_name="durable-agent", build_id=BUILD_ID)
@@ -429,9 +429,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
         workflows=[AgentWorkflow],
         activities=[ModelActivities().llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
-        # By default heartbeats are held back for four seconds. They are also how a cancelled call learns of it, and
-        # they carry the text that the model is writing.
-        max_heartbeat_throttle_interval=timedelta(milliseconds=100),
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         # How long a run waits for a worker that has it in its cache but died, before any other may take it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
         # Without a build id the worker makes one of the code of every module there is, which takes a second.

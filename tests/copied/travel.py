@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from datetime import timedelta
 from typing import Any, override
 
 import pydantic
@@ -19,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from travel_tools import book, charge, quote
 
     from activities import APPROVALS_MEMO, Approval, ModelActivities, tool_call_activity
-    from durable import WORKFLOW_RUNNER, TemporalLanguageModel, temporal_failures, temporal_tool
+    from durable import HEARTBEAT_THROTTLE, WORKFLOW_RUNNER, TemporalLanguageModel, temporal_failures, temporal_tool
 
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(quote),
@@ -82,7 +81,7 @@ async def main(address: str, approved: bool) -> None:
         workflows=[TravelWorkflow],
         activities=[ModelActivities(ScriptedModel).llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
-        max_heartbeat_throttle_interval=timedelta(milliseconds=100),
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
     )
     async with worker:
         run_id = f"travel-{approved}"
