@@ -377,7 +377,7 @@ class ModelActivities:
 class OpenRequests(Protocol):
     """The model requests of a workflow run that wait for their activity. Implemented in durable.py."""
 
-    def dumped(self, number: int) -> bytes: ...
+    def request(self, number: int) -> bytes: ...
 
 
 open_requests: WeakValueDictionary[str, OpenRequests] = WeakValueDictionary()
@@ -393,7 +393,7 @@ async def _fetch_request(number: int) -> ModelRequest:
     # long as all the rest of a call with a model that answers at once.
     if here := open_requests.get(info.workflow_run_id):
         with suppress(KeyError):  # it has just been replayed and is not as far yet
-            return ModelRequest.model_validate_json(here.dumped(number))
+            return ModelRequest.model_validate_json(here.request(number))
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:

@@ -193,7 +193,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         run.usage = run.usage or (self._carried.usage if self._carried else None)
         run.transcript = messages
         request = ModelRequest(
-            messages=[_snapshot(message) for message in messages],
+            messages=messages,
             tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
             output_type=output_type,
         )
@@ -321,8 +321,7 @@ class _Run:
         self.asks_before_tools = False
         self._reply: ai.Message | None = None
         self._count = 0
-        self._requests: dict[int, ModelRequest] = {}
-        self._pages: dict[int, bytes] = {}
+        self._requests: dict[int, bytes] = {}
         self._doing: list[str] = []
         self._questions: dict[str, str] = {}  # tool calls that wait for an approval
         self._answers: dict[str, Approval] = {}
@@ -335,21 +334,19 @@ class _Run:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
         self._count += 1
         number = self._count
-        self._requests[number] = request
+        # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
+        self._requests[number] = request.model_dump_json(exclude_none=True).encode()
         try:
             yield number
         finally:
             del self._requests[number]
-            self._pages.pop(number, None)
 
-    def dumped(self, number: int) -> bytes:
-        return self._requests[number].model_dump_json(exclude_none=True).encode()
+    def request(self, number: int) -> bytes:
+        return self._requests[number]
 
     def page(self, number: int, start: int) -> bytes:
         """The query of the model activities."""
-        if start == 0 or number not in self._pages:
-            self._pages[number] = self.dumped(number)
-        return self._pages[number][start : start + QUERY_PAGE]
+        return self._requests[number][start : start + QUERY_PAGE]
 
     def read_transcript(self) -> Transcript:
         """The query of people: the conversation so far, without its beginning if it is too long for a payload."""
@@ -424,11 +421,6 @@ def _run() -> _Run:
         workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)
     found: _Run = handler.__self__
     return found
-
-
-def _snapshot(message: ai.Message) -> ai.Message:
-    """Copy what a loop may change later (a tool part gets its result), but not the results themselves."""
-    return message.model_copy(update={"parts": [part.model_copy() for part in message.parts]})
 
 
 # ── Tools ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,10 +13,7 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -24,7 +21,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import quote
 
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
     from temporalio.worker import Worker
     from vercel_ai_sdk import Usage
 
+    from offline import DevServer
     from workflow import AgentAnswer, AgentWorkflow
 
     type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
@@ -54,9 +51,7 @@ OFFLINE_TASK_QUEUE = "durable-agent-offline"
 BUILD_ID = "1"
 MAX_ID_BYTES = 1000  # the server's limit for a workflow id
 
-PORT, UI_PORT = 7233, 8233
-STATE = Path(__file__).resolve().parent / ".temporal"
-START_SECONDS, STOP_SECONDS = 30, 5
+START_SECONDS = 30
 LOST_SECONDS = 60
 """How long to wait for a server that was lost, before giving up following a run."""
 
@@ -168,149 +163,6 @@ def parse(arguments: list[str]) -> Options:
 # ── The Temporal server ──────────────────────────────────────────────────────────────────────────────────
 
 
-class DevServer:
-    """The dev server that the runs of this folder share when no other server is named.
-
-    The first run starts it, the last one stops it. Three locks keep the books, and since the system drops a lock
-    with the process that holds it, a killed run leaves nothing wrong behind: `start.lock` is held while somebody
-    starts or stops the server, `users.lock` is shared by the runs that use it, and `server.lock` is held by the
-    server itself, through the file that it inherits.
-    """
-
-    def __init__(self, namespace: str) -> None:
-        import fcntl
-
-        self._namespace = namespace
-
-        self._flock = fcntl.flock
-        self._exclusive, self._shared, self._now = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB
-        self._users: IO[str] | None = None
-
-    def enter(self) -> bool:
-        """Use the server: start it unless it runs. Returns False if another Temporal server may have the port.
-
-        Raises:
-            UserError: The folder for the server's files cannot be written, or there is no `temporal`.
-        """
-        try:
-            STATE.mkdir(exist_ok=True)
-            with self._lock("start.lock"):
-                if not self._running() and _answers(PORT):
-                    return False
-                self._users = (STATE / "users.lock").open("a")
-                self._flock(self._users, self._shared)
-                self.ensure_running()
-                return True
-        except OSError as error:
-            raise UserError(f"cannot keep the Temporal server's files in {STATE}: {error.strerror or error}") from error
-
-    def ensure_running(self) -> None:
-        if self._running():
-            return
-        binary = find_temporal()
-        if binary is None:
-            raise UserError("there is no `temporal` command: run `uv sync`, or name a server in TEMPORAL_ADDRESS")
-        command = [
-            *(binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(PORT), "--ui-port", str(UI_PORT)),
-            *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
-            *("--namespace", self._namespace),
-        ]
-        if not (STATE / "complete").exists():
-            # A server that is killed while it makes its tables can never be started on them again.
-            for file in STATE.glob("temporal.db*"):
-                file.unlink()
-        pid_file = STATE / "server.pid"
-        pid_file.unlink(missing_ok=True)
-        with (STATE / "server.lock").open("a") as lock, (STATE / "server.log").open("w") as log:
-            self._flock(lock, self._exclusive)
-            subprocess.Popen(
-                # The shell writes the id down before it becomes the server, so that no kill of this process can
-                # leave a server that nobody knows how to stop.
-                ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal is for this process, not for the server
-            )
-
-    def leave(self) -> None:
-        """Stop the server, unless another run uses it."""
-        if self._users is None:
-            return
-        with self._lock("start.lock"), self._users as users:
-            self._users = None
-            try:
-                self._flock(users, self._exclusive | self._now)
-            except BlockingIOError:
-                return
-            since = time.monotonic()
-            while self._running():
-                patient = time.monotonic() - since < STOP_SECONDS
-                with suppress(OSError, ValueError):  # the id is not written yet, or the process gone already
-                    pid = int((STATE / "server.pid").read_text())
-                    os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
-                time.sleep(0.02)
-
-    def complete(self) -> None:
-        """Say that the database is whole, as it is once the server has answered."""
-        (STATE / "complete").touch()
-
-    def start_again(self) -> None:
-        """Start the server if it is gone: the runs are in its database and go on."""
-        with self._lock("start.lock"):
-            if self._users is not None:  # a thread that does this may be late, and `leave()` done
-                self.ensure_running()
-
-    async def keep_running(self) -> None:
-        while True:
-            await asyncio.sleep(1)
-            await asyncio.to_thread(self.start_again)
-
-    def why_stopped(self) -> str | None:
-        """None while the server runs; otherwise the last thing it said."""
-        if self._running():
-            return None
-        lines = (STATE / "server.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        with (STATE / name).open("a") as file:
-            self._flock(file, self._exclusive)
-            yield
-
-    def _running(self) -> bool:
-        with (STATE / "server.lock").open("a") as file:
-            try:
-                # The server holds it exclusively; asking for a share keeps two who ask out of each other's way.
-                self._flock(file, self._shared | self._now)
-            except BlockingIOError:
-                return True
-            return False
-
-
-SERVER_SETTINGS = [
-    *("--log-level", "warn"),
-    # By default the dev server waits 50 ms before every workflow task.
-    *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"),
-    # Survives a killed process, for a third of the time of the default.
-    *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
-]
-
-
-def find_temporal() -> str | None:
-    # The venv's own first: `uv run` puts it on the PATH, calling the venv's Python does not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return shutil.which("temporal", path=path)
-
-
-def _answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
 @asynccontextmanager
 async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServer | None]]:
     """Find the Temporal server to use, or start the dev server.
@@ -323,6 +175,8 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
     """
     from temporalio.envconfig import ClientConfig
 
+    from offline import PORT, CannotServe, dev_server
+
     try:
         config = ClientConfig.load_client_connect_config()
     except Exception as error:  # the bridge's ConfigError is not a public name
@@ -331,40 +185,11 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
         yield config, None
         return
     config["target_host"] = f"localhost:{PORT}"
-    if sys.platform == "win32":
-        async with _downloaded_server():
-            yield config, None
-        return
-    server = DevServer(config.get("namespace", "default"))
-    ours = server.enter()
     try:
-        yield config, server if ours else None
-    finally:
-        server.leave()
-
-
-@asynccontextmanager
-async def _downloaded_server() -> AsyncIterator[None]:
-    """The dev server where there is no wheel and no file locks (Windows): not shared, and downloaded if need be."""
-    from temporalio.testing import WorkflowEnvironment
-
-    if _answers(PORT):
-        yield
-        return
-    STATE.mkdir(exist_ok=True)
-    try:
-        environment = await WorkflowEnvironment.start_local(
-            port=PORT,
-            ui=True,
-            ui_port=UI_PORT,
-            dev_server_existing_path=find_temporal(),
-            dev_server_database_filename=str(STATE / "temporal.db"),
-            dev_server_extra_args=SERVER_SETTINGS[2:],
-        )
-    except RuntimeError as error:
-        raise UserError(f"no Temporal server, and none can be downloaded: {one_line(error)}") from error
-    async with environment:
-        yield
+        async with dev_server(config.get("namespace", "default")) as server:
+            yield config, server
+    except CannotServe as error:
+        raise UserError(one_line(error)) from error
 
 
 async def connect(config: ClientConnectConfig, server: DevServer | None) -> Client:
@@ -403,7 +228,7 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
                     restarted = True
                     server.start_again()
                     continue
-                raise UserError(f"the Temporal server did not start: {why} (see {STATE / 'server.log'})") from error
+                raise UserError(f"the Temporal server did not start: {why}") from error
             # One that answers has what it has: it only makes its namespace a moment after it opens its port.
             patience = 2 if isinstance(error, RPCError) else START_SECONDS
             if server is None or time.monotonic() - since > patience:
@@ -565,6 +390,8 @@ def markdown(text: str, style: str = "none") -> Markdown:
 
 def link(config: ClientConnectConfig, run_id: str) -> str | None:
     """The page of a run in the Web UI, where it can be known: a dev server's and Temporal Cloud's."""
+    from offline import PORT, UI_PORT
+
     host, _, port = config["target_host"].rpartition(":")
     namespace = config.get("namespace", "default")
     path = f"namespaces/{quote(namespace, safe='')}/workflows/{quote(run_id, safe='')}"

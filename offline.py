@@ -1,24 +1,37 @@
-"""Stand-ins for the two remote services, over real HTTP on loopback: a demo model and sample data.
+"""What stands in for remote services on this machine: a demo model, sample data, and Temporal's dev server.
 
-This is a demo. The model only looks for city names and a few words; the figures are a fixed sample. It exists so
-that the rest of the program, which does not know the difference, can be run without a key and without a network.
+The model and the data are a demo, over real HTTP on loopback. The model only looks for city names and a few words; the
+figures are a fixed sample. The dev server is a real Temporal server, which the runs of this folder share.
+
+The rest of the program does not know the difference, and runs without a key, a network and a Temporal of your own.
 """
 
 import asyncio
 import json
 import os
 import re
+import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+if sys.platform != "win32":
+    import fcntl
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+# ── The model and the data ───────────────────────────────────────────────────────────────────────────────
 
 NOTICE = "OFFLINE DEMO: the model is a small rule-based stand-in and the data is a fixed sample."
 
@@ -248,3 +261,198 @@ def environment(url: str) -> dict[str, str]:
         # A proxy that is set for the outside world cannot reach this process.
         "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"])),
     }
+
+
+# ── Temporal's dev server ────────────────────────────────────────────────────────────────────────────────
+
+PORT, UI_PORT = 7233, 8233
+STATE = Path(__file__).resolve().parent / ".temporal"
+STOP_SECONDS = 5
+
+
+class CannotServe(Exception):
+    """There can be no dev server here. The message says why, and what to do."""
+
+
+class DevServer:
+    """The dev server that the runs of this folder share when no other server is named.
+
+    The first run starts it, the last one stops it. Three locks keep the books, and since the system drops a lock
+    with the process that holds it, a killed run leaves nothing wrong behind: `start.lock` is held while somebody
+    starts or stops the server, `users.lock` is shared by the runs that use it, and `server.lock` is held by the
+    server itself, through the file that it inherits.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._users: IO[str] | None = None
+
+    def enter(self) -> bool:
+        """Use the server: start it unless it runs. Returns False if another Temporal server may have the port.
+
+        Raises:
+            CannotServe: The folder for the server's files cannot be written, or there is no `temporal`.
+        """
+        try:
+            STATE.mkdir(exist_ok=True)
+            with self._lock("start.lock"):
+                if not self._running() and answers(PORT):
+                    return False
+                self._users = (STATE / "users.lock").open("a")
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+                self.ensure_running()
+                return True
+        except OSError as error:
+            raise CannotServe(
+                f"cannot keep the Temporal server's files in {STATE}: {error.strerror or error}"
+            ) from error
+
+    def ensure_running(self) -> None:
+        if self._running():
+            return
+        binary = find_temporal()
+        if binary is None:
+            raise CannotServe("there is no `temporal` command: run `uv sync`, or name a server in TEMPORAL_ADDRESS")
+        command = [
+            *(binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(PORT), "--ui-port", str(UI_PORT)),
+            *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
+            *("--namespace", self._namespace),
+        ]
+        if not (STATE / "complete").exists():
+            # A server that is killed while it makes its tables can never be started on them again.
+            for file in STATE.glob("temporal.db*"):
+                file.unlink()
+        pid_file = STATE / "server.pid"
+        pid_file.unlink(missing_ok=True)
+        with (STATE / "server.lock").open("a") as lock, (STATE / "server.log").open("w") as log:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.Popen(
+                # The shell writes the id down before it becomes the server, so that no kill of this process can
+                # leave a server that nobody knows how to stop.
+                ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal is for this process, not for the server
+            )
+
+    def leave(self) -> None:
+        """Stop the server, unless another run uses it."""
+        if self._users is None:
+            return
+        with self._lock("start.lock"), self._users as users:
+            self._users = None
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            since = time.monotonic()
+            while self._running():
+                patient = time.monotonic() - since < STOP_SECONDS
+                with suppress(OSError, ValueError):  # the id is not written yet, or the process gone already
+                    pid = int((STATE / "server.pid").read_text())
+                    os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
+                time.sleep(0.02)
+
+    def complete(self) -> None:
+        """Say that the database is whole, as it is once the server has answered."""
+        (STATE / "complete").touch()
+
+    def start_again(self) -> None:
+        """Start the server if it is gone: the runs are in its database and go on."""
+        with self._lock("start.lock"):
+            if self._users is not None:  # a thread that does this may be late, and `leave()` done
+                self.ensure_running()
+
+    async def keep_running(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(self.start_again)
+
+    def why_stopped(self) -> str | None:
+        """None while the server runs; otherwise the last thing it said."""
+        if self._running():
+            return None
+        lines = (STATE / "server.log").read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (see {STATE / 'server.log'})"
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with (STATE / name).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _running(self) -> bool:
+        with (STATE / "server.lock").open("a") as file:
+            try:
+                # The server holds it exclusively; asking for a share keeps two who ask out of each other's way.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+
+SERVER_SETTINGS = [
+    *("--log-level", "warn"),
+    # By default the dev server waits 50 ms before every workflow task.
+    *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"),
+    # Survives a killed process, for a third of the time of the default.
+    *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
+]
+
+
+def find_temporal() -> str | None:
+    # The venv's own first: `uv run` puts it on the PATH, calling the venv's Python does not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which("temporal", path=path)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on this port of the machine."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@asynccontextmanager
+async def dev_server(namespace: str) -> AsyncIterator[DevServer | None]:
+    """Have a dev server on `PORT` while the body runs. Yields None if it is not one that the runs of this folder share.
+
+    Raises:
+        CannotServe: There can be none.
+    """
+    if sys.platform == "win32":
+        async with _downloaded_server():
+            yield None
+        return
+    server = DevServer(namespace)
+    ours = server.enter()
+    try:
+        yield server if ours else None
+    finally:
+        server.leave()
+
+
+@asynccontextmanager
+async def _downloaded_server() -> AsyncIterator[None]:
+    """The dev server where there is no wheel and no file locks (Windows): not shared, and downloaded if need be."""
+    from temporalio.testing import WorkflowEnvironment
+
+    if answers(PORT):
+        yield
+        return
+    STATE.mkdir(exist_ok=True)
+    try:
+        environment = await WorkflowEnvironment.start_local(
+            port=PORT,
+            ui=True,
+            ui_port=UI_PORT,
+            dev_server_existing_path=find_temporal(),
+            dev_server_database_filename=str(STATE / "temporal.db"),
+            dev_server_extra_args=SERVER_SETTINGS[2:],
+        )
+    except RuntimeError as error:
+        raise CannotServe(f"no Temporal server, and none can be downloaded: {error}") from error
+    async with environment:
+        yield

@@ -19,17 +19,20 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
+from terminal import Terminal
 
-import main
+import offline
 from activities import ModelActivities, tool_call_activity
 from durable import WORKFLOW_RUNNER
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPORAL_SETTINGS = ("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL", "OPEN_METEO_")
+TERMINAL_SETTINGS = ("TERM", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_", "COLUMNS", "LINES")
 
 type RunMain = Callable[..., subprocess.CompletedProcess[str]]
 type StartMain = Callable[..., subprocess.Popen[str]]
+type OpenTerminal = Callable[..., Terminal]
 type StartServer = Callable[..., tuple[subprocess.Popen[bytes], str]]
 type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAnswer]]]
 
@@ -38,9 +41,9 @@ type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAns
 async def temporal() -> AsyncIterator[WorkflowEnvironment]:
     async with await WorkflowEnvironment.start_local(
         data_converter=pydantic_data_converter,
-        dev_server_existing_path=main.find_temporal(),
+        dev_server_existing_path=offline.find_temporal(),
         dev_server_extra_args=[
-            *main.SERVER_SETTINGS[2:4],
+            *offline.SERVER_SETTINGS[2:4],
             # By default a run starts no sooner than a second after the one that it continues.
             *("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"'),
         ],
@@ -144,6 +147,31 @@ def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
 
 
 @pytest.fixture
+def open_terminal(environment: dict[str, str]) -> Iterator[OpenTerminal]:
+    """Start `main.py` in a terminal of its own, as `start_main` does without one."""
+    terminals: list[Terminal] = []
+
+    def start(*arguments: str, folder: Path = ROOT, env: dict[str, str] | None = None, **options: Any) -> Terminal:
+        named = {name: value for name, value in environment.items() if not name.startswith(TERMINAL_SETTINGS)}
+        if folder != ROOT:
+            del named["TEMPORAL_ADDRESS"]
+        command = [sys.executable, str(folder / "main.py"), *arguments]
+        terminals.append(Terminal(command, {**named, "TERM": "xterm-256color", **(env or {})}, **options))
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.fixture
+async def alone(client: Client) -> None:
+    """End what an earlier test left open: its calls would take the replies meant for this one's."""
+    async for left in client.list_workflows('ExecutionStatus = "Running"'):
+        await client.get_workflow_handle(left.id).terminate()
+
+
+@pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """Start a Temporal server of the test's own, and wait until it answers. Returns its process and its address."""
     servers: list[subprocess.Popen[bytes]] = []
@@ -152,11 +180,11 @@ def start_server() -> Iterator[StartServer]:
         if port is None:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
-        command = [str(main.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
+        command = [str(offline.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
         quiet = subprocess.DEVNULL
         server = subprocess.Popen([*command, "--port", str(port), *settings], stdout=quiet, stderr=quiet)
         servers.append(server)
-        while not main._answers(port):
+        while not offline.answers(port):
             assert server.poll() is None
         return server, f"127.0.0.1:{port}"
 
@@ -171,12 +199,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
     with (Path(tempfile.gettempdir()) / "durable-agent-ports.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the ports are one machine's: tests in other processes take turns
-        if main._answers(main.PORT) or main._answers(main.UI_PORT):
+        if offline.answers(offline.PORT) or offline.answers(offline.UI_PORT):
             pytest.skip("something else uses the ports of the dev server")
         for file in ROOT.glob("*.py"):
             shutil.copy(file, tmp_path)
         yield tmp_path
-        assert not main._answers(main.PORT), "the dev server was left behind"
+        assert not offline.answers(offline.PORT), "the dev server was left behind"
 
 
 _status = 0

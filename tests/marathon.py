@@ -23,6 +23,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 import main
+import offline
 from workflow import AgentRequest, AgentWorkflow
 
 
@@ -90,8 +91,8 @@ async def marathon(client: Client, calls: int) -> bool:
 async def with_server(calls: int) -> bool:
     async with await WorkflowEnvironment.start_local(
         data_converter=pydantic_data_converter,
-        dev_server_existing_path=main.find_temporal(),
-        dev_server_extra_args=main.SERVER_SETTINGS[2:4],
+        dev_server_existing_path=offline.find_temporal(),
+        dev_server_extra_args=offline.SERVER_SETTINGS[2:4],
         dev_server_log_level="error",
     ) as environment:
         return await marathon(environment.client, calls)

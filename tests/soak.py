@@ -36,6 +36,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import main
+import offline
 from offline import CITIES
 from tools import WEATHER_CODES
 
@@ -123,9 +124,8 @@ class Soak:
             for i in range(plan.randint(1, 2))
         ]
         if plan.random() < 0.25:
-            shutil.rmtree(
-                main.STATE, ignore_errors=True
-            )  # so that the server is also killed while it makes its database
+            # So that the server is also killed while it makes its database.
+            shutil.rmtree(offline.STATE, ignore_errors=True)
         self.standin.calls.clear()
         self.standin.lookups.clear()
         before, kills, self._last_kill = self.total.copy(), self.kills, 0.0
@@ -143,13 +143,15 @@ class Soak:
         wrong = [run for run in runs if run.answer != run.right_answer]
         self.total.update({"runs": len(runs), "right": len(runs) - len(wrong), "hangs": len(hung)})
         for run in wrong:
-            said = tail(self._log(run)) + tail(main.STATE / "server.log")
+            said = tail(self._log(run)) + tail(offline.STATE / "server.log")
             self.problems.append(f"{run.query}\nexpected {run.right_answer!r}, got {run.answer!r}\n{said}")
         if wrong:
             self.kill_server()
-            shutil.rmtree(main.STATE, ignore_errors=True)  # or the next round would go on with what is left of this one
+            shutil.rmtree(
+                offline.STATE, ignore_errors=True
+            )  # or the next round would go on with what is left of this one
         else:
-            if main._answers(main.PORT):
+            if offline.answers(offline.PORT):
                 self.problems.append("the dev server was left behind")
             twice = repeated = 0
             try:
@@ -209,10 +211,10 @@ class Soak:
 
     def kill_server(self) -> bool:
         with suppress(OSError, ValueError):
-            pid = int((main.STATE / "server.pid").read_text())
+            pid = int((offline.STATE / "server.pid").read_text())
             # The file outlives the server, and by now the id may be somebody else's.
             shown = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            if str(main.STATE) in shown.stdout:
+            if str(offline.STATE) in shown.stdout:
                 os.kill(pid, signal.SIGKILL)
                 return True
         return False
@@ -253,7 +255,7 @@ def tail(file: Path) -> str:
 
 
 async def soak(options: argparse.Namespace, folder: Path) -> bool:
-    main.STATE = folder / ".temporal"
+    offline.STATE = folder / ".temporal"
     for file in Path(main.__file__).parent.glob("*.py"):
         shutil.copy(file, folder)
     for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL"))]:
@@ -271,7 +273,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
             ):
                 await it.round()
         finally:
-            left_behind = it.kill_server() or main._answers(main.PORT)
+            left_behind = it.kill_server() or offline.answers(offline.PORT)
     seconds = it.seconds or [0.0]
     print(
         f"\nseed {options.seed}, {it.rounds} rounds, {it.kills} kills in {(time.monotonic() - since) / 60:.1f} minutes",
@@ -291,8 +293,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=20, help="start no round after that many")
     parser.add_argument("--rounds", type=int, help="stop after that many")
     options = parser.parse_args()
-    if main._answers(main.PORT) or main._answers(main.UI_PORT):
-        sys.exit(f"port {main.PORT} or {main.UI_PORT} is taken, and the soak needs a dev server of its own")
+    if offline.answers(offline.PORT) or offline.answers(offline.UI_PORT):
+        sys.exit(f"port {offline.PORT} or {offline.UI_PORT} is taken, and the soak needs a dev server of its own")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         passed = asyncio.run(soak(options, Path(folder).resolve()))
     sys.stdout.flush()

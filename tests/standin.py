@@ -16,6 +16,9 @@ from offline import Part
 
 Reply = Callable[["Call"], Response | Awaitable[Response]]
 
+type Scripted = Part | threading.Event
+"""Of a stream: a part, or an event that it waits for before it goes on."""
+
 
 class Call:
     """One request to the model, as a scripted reply sees it."""
@@ -93,14 +96,9 @@ class StandIn:
         return {**offline.environment(self.url), "AI_GATEWAY_API_KEY": "test-key-0123456789"}
 
 
-def parts(*stream: Part) -> Reply:
+def parts(*stream: Scripted) -> Reply:
     """A stream of just these parts, and `[DONE]`."""
-
-    async def generate() -> AsyncIterator[Part]:
-        for part in stream:
-            yield part
-
-    return lambda call: offline.stream(generate())
+    return lambda call: offline.stream(_each(stream))
 
 
 def paced(seconds: float, *stream: Part) -> Reply:
@@ -132,7 +130,7 @@ def status(code: int, type: str = "internal_server_error", message: str = "somet
     return lambda call: offline.gateway_error(code, type, message)
 
 
-def cut_off(*stream: Part) -> Reply:
+def cut_off(*stream: Scripted) -> Reply:
     """A stream that breaks off in the middle, connection and all."""
 
     async def generate() -> AsyncIterator[str]:
@@ -177,6 +175,9 @@ def json(value: object, code: int = 200) -> Reply:
     return lambda call: JSONResponse(value, code)
 
 
-async def _each(stream: tuple[Part, ...]) -> AsyncIterator[Part]:
+async def _each(stream: tuple[Scripted, ...]) -> AsyncIterator[Part]:
     for part in stream:
-        yield part
+        if isinstance(part, threading.Event):
+            await asyncio.to_thread(part.wait)
+        else:
+            yield part

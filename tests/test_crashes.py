@@ -16,7 +16,7 @@ from conftest import StartMain, StartServer
 from standin import StandIn, hang, held, json, text
 from standin import tools as calls
 
-import main
+import offline
 
 BOUND = 25  # seconds from a restart to the answer: 15 of them promised, the rest for a loaded machine
 TOKYO_AND_PARIS = "Weather in Tokyo and Paris?"
@@ -28,11 +28,16 @@ def start(start_main: StartMain, standin: StandIn) -> StartMain:
     return functools.partial(start_main, env=standin.environment)
 
 
-def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
+def wait_for_line(process: subprocess.Popen[str], words: str, seconds: float = 60) -> str:
     assert process.stderr is not None
-    for line in process.stderr:
-        if words in line:
-            return line
+    late = threading.Timer(seconds, process.kill)
+    late.start()
+    try:
+        for line in process.stderr:
+            if words in line:
+                return line
+    finally:
+        late.cancel()
     raise AssertionError(f"{words!r} never came")
 
 
@@ -54,7 +59,7 @@ def answer(process: subprocess.Popen[str], seconds: float = BOUND) -> str:
 def test_killed_before_the_first_workflow_task(start: StartMain, standin: StandIn) -> None:
     name = uuid.uuid4().hex
     client = start("--no-worker", TOKYO_AND_PARIS, "--id", name)
-    wait_for_line(client, "No worker serves the task queue durable-agent; waiting for one.")
+    wait_for_line(client, f"Run {name}")
     kill(client)
     assert "Paris" in answer(start("--id", name))
     assert (len(standin.calls), Counter(standin.lookups)) == (2, Counter(Tokyo=1, Paris=1))
@@ -175,7 +180,7 @@ def test_cancelling_closes_the_connection_to_the_model(
     standin.play(hang(*[{"type": "text-start", "id": "1"}, {"type": "text-delta", "id": "1", "delta": "half"}]))
     process = start("Weather?", "--id", name)
     standin.wait_for(calls=1)
-    temporal = main.find_temporal()
+    temporal = offline.find_temporal()
     assert temporal is not None
     cancel = ["workflow", "cancel", "--workflow-id", name, "--address", environment["TEMPORAL_ADDRESS"]]
     subprocess.run([temporal, *cancel], check=True, capture_output=True, timeout=20)
@@ -250,7 +255,7 @@ def test_a_dev_server_left_behind_is_used_by_the_next_run_and_stopped(
     standin.wait_for(calls=1)
     before = server_pid(folder)
     kill(victim)
-    assert main._answers(main.PORT)
+    assert offline.answers(offline.PORT)
     assert answer(start("--id", "one", folder=folder)) == "the answer\n"
     assert server_pid(folder) == before
-    assert not main._answers(main.PORT)
+    assert not offline.answers(offline.PORT)

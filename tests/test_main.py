@@ -18,7 +18,7 @@ from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
 
-import main
+import offline
 from offline import NOTICE
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
@@ -267,7 +267,7 @@ def test_the_dev_server_comes_and_goes_with_the_run_and_keeps_its_runs(folder: P
     assert (first.returncode, out) == (0, TOKYO)
     assert "http://localhost:8233/namespaces/default/workflows/one" in err
     assert (folder / ".temporal" / "temporal.db").exists()
-    assert not main._answers(main.PORT)
+    assert not offline.answers(offline.PORT)
     again = start_main("--id", "one", folder=folder)
     assert again.communicate(timeout=60)[0] == TOKYO
 
@@ -290,7 +290,7 @@ def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
 
 
 def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path, start_main: StartMain) -> None:
-    with socket.create_server(("127.0.0.1", main.PORT)):
+    with socket.create_server(("127.0.0.1", offline.PORT)):
         process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -299,7 +299,7 @@ def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path
 
 
 def test_a_taken_web_ui_port_is_told(folder: Path, start_main: StartMain) -> None:
-    with socket.create_server(("127.0.0.1", main.UI_PORT)):
+    with socket.create_server(("127.0.0.1", offline.UI_PORT)):
         process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -50,6 +50,16 @@ async def not_json() -> float:
     return float("nan")
 
 
+OPENED: list[str] = []
+
+
+@ai.tool
+async def open_door(door: str) -> str:
+    """Open a door. Not without a person's approval."""
+    OPENED.append(door)
+    return f"{door} is open"
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
@@ -57,6 +67,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(big_result),
     temporal_tool(not_json),
     temporal_tool(noise),
+    temporal_tool(open_door, approval=True),
 ]
 
 
