@@ -354,9 +354,9 @@ class _Run:
         if self._reply is not None and all(message is not self._reply for message in messages):
             messages.append(self._reply)
         transcript = Transcript(messages=messages)
-        while len(transcript.model_dump_json()) > PAYLOAD_LIMIT // 2 and len(transcript.messages) > 1:
-            left = len(transcript.messages) // 2
-            transcript = Transcript(omitted=len(messages) - left, messages=messages[-left:])
+        while len(transcript.model_dump_json().encode()) > PAYLOAD_LIMIT:
+            omitted = len(messages) - len(transcript.messages) // 2
+            transcript = Transcript(omitted=omitted, messages=messages[omitted:])
         return transcript
 
     def replied(self, message: ai.Message) -> None:

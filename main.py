@@ -84,7 +84,12 @@ class OneLine(logging.Formatter):
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text without control codes: what a model or a service says must not drive the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 # ── Usage ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +244,8 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
 # ── The worker ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
+def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True) -> Worker:
+    """A worker for the agent's workflow and, unless it will end soon, for its calls."""
     from temporalio.common import WorkerDeploymentVersion
     from temporalio.worker import Worker, WorkerDeploymentConfig
 
@@ -252,7 +258,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE) -> Worker:
         client,
         task_queue=task_queue,
         workflows=[AgentWorkflow],
-        activities=[ModelActivities().llm_stream_activity, tool_call_activity],
+        activities=[ModelActivities().llm_stream_activity, tool_call_activity] if calls else [],
         workflow_runner=WORKFLOW_RUNNER,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         # How long a run waits for a worker that has it in its cache but died, before any other may take it.
@@ -350,6 +356,7 @@ async def answer_question(client: Client, options: Options) -> None:
 async def send_answer(handle: Handle, call: str, approved: bool, reason: str) -> str:
     """Returns the question that was answered."""
     from temporalio.client import WorkflowUpdateFailedError
+    from temporalio.exceptions import FailureError
 
     from activities import APPROVAL, Approval
 
@@ -358,7 +365,7 @@ async def send_answer(handle: Handle, call: str, approved: bool, reason: str) ->
         question: str = await handle.execute_update(APPROVAL, answer, result_type=str)
         return question
     except WorkflowUpdateFailedError as error:
-        raise UserError(one_line(error.cause)) from error
+        raise UserError(error.cause.message if isinstance(error.cause, FailureError) else one_line(error)) from error
 
 
 async def has_worker(client: Client, task_queue: str) -> bool:
@@ -385,7 +392,7 @@ def markdown(text: str, style: str = "none") -> Markdown:
     """What models write, for a terminal. They mean the ends of their lines, which in Markdown are just spaces."""
     from rich.markdown import Markdown
 
-    return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", text), style=style)
+    return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", printable(text)), style=style)
 
 
 def link(config: ClientConnectConfig, run_id: str) -> str | None:
@@ -413,9 +420,10 @@ class Screen:
 
         self.console = Console(stderr=True) if in_color(sys.stderr) else None
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console else None
-        self.can_ask = bool(sys.stdin and sys.stdin.isatty() and sys.stderr.isatty())
+        self.can_ask = sys.platform != "win32" and bool(sys.stdin) and sys.stdin.isatty() and sys.stderr.isatty()
         self.tick = 0.08 if self.live else 0.5
         """Seconds between two looks at what is under way."""
+        self._held: list[tuple[str, str, str]] | None = None  # lines that wait until a person has typed theirs
 
     def __enter__(self) -> None:
         if self.live:
@@ -429,19 +437,25 @@ class Screen:
     def paused(self) -> Iterator[None]:
         """Leave the terminal to the person who types."""
         self.__exit__()
+        self._held = []
         try:
             yield
         finally:
+            held, self._held = self._held, None
+            for line in held:
+                self.say(*line)
             self.__enter__()
 
     def say(self, mark: str, style: str, text: str) -> None:
-        if self.console is None:
+        if self._held is not None:
+            self._held.append((mark, style, text))
+        elif self.console is None:
             say(f"  {mark} {text}")
-            return
-        from rich.text import Text
+        elif mark != ">":  # what is under way stands below
+            from rich.text import Text
 
-        if mark != ">":  # what is under way stands below
-            self.console.print(Text.assemble((f"  {MARKS.get(mark, mark)} ", style), text), soft_wrap=True)
+            line = Text.assemble((f"  {MARKS.get(mark, mark)} ", style), printable(text))
+            self.console.print(line, soft_wrap=True)
 
     def show(self, steps: Iterable[Step]) -> None:
         """Show what is going on; in a terminal only."""
@@ -451,20 +465,21 @@ class Screen:
         from rich.segment import Segment, Segments
         from rich.text import Text
 
-        steps = list(steps)
+        width, height = self.console.size
+        steps = list(steps)[: max(1, height - 3)]
         spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
         rows: list[RenderableType] = [
             Text(f"  {spinner} {step.summary} {step.seconds():.0f} s", no_wrap=True, overflow="ellipsis")
             for step in steps
         ]
-        width, height = self.console.size
         room = max(1, height - len(rows) - 2)
+        lines: list[list[Segment]] = []
         for step in steps:
             for text, style in ((step.reasoning, "dim italic"), (step.text, "none")):
                 # What was written last is what counts, and rendering all of a long text takes too long to be live.
                 tail = text[-2 * room * width :]
-                lines = self.console.render_lines(markdown(tail, style), pad=False)[-room:]
-                rows.append(Segments([segment for line in lines for segment in [*line, Segment.line()]]))
+                lines += self.console.render_lines(markdown(tail, style), pad=False) if tail else []
+        rows.append(Segments([segment for line in lines[-room:] for segment in [*line, Segment.line()]]))
         self.live.update(Group(*rows), refresh=True)
 
 
@@ -652,26 +667,31 @@ class Progress:
                     say(f'      {command} --no {call} --reason "…"')
 
     async def _ask(self, call: str) -> None:
-        while call in self._questions:
+        word = ""
+        while word.lower() not in ("y", "yes", "n", "no"):
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
-            line, news = asyncio.create_task(read_line()), asyncio.create_task(self._news.wait())
-            await asyncio.wait([line, news], return_when=asyncio.FIRST_COMPLETED)
-            for task in (line, news):
-                task.cancel()
-            if not line.done():
+            line = asyncio.create_task(read_line())
+            while not line.done() and call in self._questions:
+                news = asyncio.create_task(self._news.wait())
+                await asyncio.wait([line, news], return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
                 self._news.clear()
-                if call not in self._questions:
-                    say("It was answered elsewhere.")
-                continue
+            if not line.done():
+                line.cancel()
+                say("It was answered elsewhere.")
+                break
             word, _, reason = line.result().strip().partition(" ")
-            if word.lower() in ("y", "yes", "n", "no"):
-                with suppress(UserError):  # somebody else was faster
-                    await send_answer(self._handle, call, word.lower().startswith("y"), reason)
-                return
+        else:
+            with suppress(UserError):  # somebody else was faster
+                await send_answer(self._handle, call, word.lower().startswith("y"), reason)
+        self._news.set()  # there may be other questions by now
 
 
 async def read_line() -> str:
-    """Read a line from the terminal, in a way that can be cancelled."""
+    """Read a line that is typed from now on, in a way that can be cancelled."""
+    import termios
+
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)
     loop = asyncio.get_running_loop()
     line: asyncio.Future[str] = loop.create_future()
 
@@ -815,7 +835,7 @@ async def run(options: Options) -> int:
                 keeper = asyncio.create_task(server.keep_running())
                 stack.callback(keeper.cancel)
             if not options.no_worker:
-                await stack.enter_async_context(make_worker(client, options.task_queue))
+                await stack.enter_async_context(make_worker(client, options.task_queue, calls=not options.answers))
             if options.worker:
                 say(f"Worker on {config['target_host']} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
@@ -853,7 +873,7 @@ def print_answer(text: str) -> None:
 
             Console().print(markdown(text))
         else:
-            print(text, flush=True)
+            print(printable(text) if sys.stdout.isatty() else text, flush=True)
     except BrokenPipeError:
         pass  # whoever read it has read enough
     except OSError as error:

@@ -1,0 +1,337 @@
+"""A person is asked before a tool is called: in the terminal, from anywhere else, and for as long as it takes."""
+
+import asyncio
+import gc
+import operator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import agents
+import pytest
+import toolbox
+from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, make_worker
+from standin import StandIn, held, text
+from standin import json as json_reply
+from standin import tools as calls
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+import main
+from activities import APPROVAL, APPROVALS_MEMO, Approval
+from workflow import AgentRequest, AgentWorkflow
+
+PROMPT = "Allow it? (y, or n and why)"
+TOKYO, PARIS = ("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})
+ASKED = {city: f'? get_weather(city="{city}") waits for an approval' for city in ("Tokyo", "Paris")}
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+async def questions(handle: WorkflowHandle[Any, Any]) -> dict[str, str]:
+    """The tool calls that wait for an approval, from where everybody can read them: summaries by call."""
+    found: dict[str, str] = (await (await handle.describe()).memo()).get(APPROVALS_MEMO, {})
+    return found
+
+
+async def until_asked(handle: WorkflowHandle[Any, Any], *words: str) -> dict[str, str]:
+    """Wait until a run asks exactly the questions with these words in them."""
+    async with asyncio.timeout(60):
+        async for _ in handle.fetch_history_events(wait_new_event=True):
+            found = await questions(handle)
+            if len(found) == len(words) and all(map(operator.contains, found.values(), words)):
+                return found
+    raise AssertionError("the run is over")
+
+
+async def answer(handle: WorkflowHandle[Any, Any], call: str, approved: bool, reason: str = "") -> Any:
+    return await handle.execute_update(APPROVAL, Approval(call=call, approved=approved, reason=reason))
+
+
+async def event_types(handle: WorkflowHandle[Any, Any]) -> list[int]:
+    return [event.event_type for event in (await handle.fetch_history()).events]
+
+
+def prompt(city: str) -> str:
+    """The question in a terminal, when it can be answered."""
+    return f"{ASKED[city]}\n    {PROMPT}"
+
+
+def results(standin: StandIn) -> list[Any]:
+    """What the model was told of its tool calls, in its latest request."""
+    return [result["output"]["value"] for result in standin.calls[-1].tool_results]
+
+
+# ── The bridge ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def guarded(client: Client, queue: str, standin: StandIn) -> WorkflowHandle[Any, Any]:
+    """A run that calls a tool which needs no approval, and then waits for one of another tool twice."""
+    doors = [(door, "open_door", {"door": door}) for door in ("front", "back")]
+    standin.play(calls(("0", "count_legs", {"legs": []})), calls(*doors), text("the answer"))
+    handle = await client.start_workflow(agents.AnswerWorkflow.run, "go", id=uuid.uuid4().hex, task_queue=queue)
+    toolbox.OPENED.clear()
+    return handle
+
+
+async def test_a_single_tool_can_need_approval(guarded: WorkflowHandle[Any, Any], standin: StandIn) -> None:
+    waiting = await until_asked(guarded, "front", "back")
+    assert [*waiting.values()] == ['open_door(door="front")', 'open_door(door="back")']
+    front, back = waiting
+    assert toolbox.OPENED == []
+    assert await answer(guarded, back, True) == 'open_door(door="back")'
+    assert await until_asked(guarded, "front") == {front: 'open_door(door="front")'}
+    await answer(guarded, front, False, "the dog is there")
+    assert await guarded.result() == "the answer"
+    assert toolbox.OPENED == ["back"]
+    counted, refused, opened = results(standin)
+    assert counted["legs"] == 0
+    assert refused == "ToolError: a person did not allow this call of open_door: the dog is there"
+    assert opened == "back is open"
+    assert await questions(guarded) == {}
+    assert EventType.EVENT_TYPE_TIMER_STARTED not in await event_types(guarded)
+
+
+async def test_an_answer_to_no_question_is_refused_and_leaves_no_trace(
+    guarded: WorkflowHandle[Any, Any], standin: StandIn
+) -> None:
+    front, back = await until_asked(guarded, "front", "back")
+
+    async def refused(call: str, why: str) -> None:
+        with pytest.raises(WorkflowUpdateFailedError) as error:
+            await answer(guarded, call, True)
+        assert why in str(error.value.cause)
+
+    before = await event_types(guarded)
+    await refused("nonsense", "no tool call 'nonsense' waits for an approval")
+    assert await event_types(guarded) == before
+    await answer(guarded, front, False)
+    await refused(front, f"tool call '{front}' is answered already")
+    await answer(guarded, back, False)
+    await guarded.result()
+    assert toolbox.OPENED == []
+    assert results(standin)[1:] == ["ToolError: a person did not allow this call of open_door: no reason given"] * 2
+
+
+async def test_without_approve_nobody_is_asked(start_agent: StartAgent, standin: StandIn) -> None:
+    standin.play(calls(TOKYO), text("the answer"))
+    handle = await start_agent()
+    await handle.result()
+    assert EventType.EVENT_TYPE_WORKFLOW_PROPERTIES_MODIFIED not in await event_types(handle)
+
+
+# ── In a terminal ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def worker(client: Client, standin: StandIn) -> AsyncIterator[None]:
+    """A worker in this process for the runs of `main.py --no-worker`."""
+    async with make_worker(client, main.TASK_QUEUE, max_heartbeat_throttle_interval=timedelta(milliseconds=100)):
+        yield
+
+
+@pytest.mark.usefixtures("worker")
+async def test_the_questions_are_asked_one_after_the_other_and_answered_by_what_is_typed_then(
+    client: Client, open_terminal: OpenTerminal, standin: StandIn
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(calls(TOKYO, PARIS), text("the answer"))
+    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve")
+    wait = asyncio.to_thread
+    await wait(terminal.wait_for, prompt("Tokyo"), gone=["Paris"])
+    terminal.type("maybe\n")
+    await wait(terminal.wait_for, f"{PROMPT} maybe\n    {PROMPT}")
+    assert standin.lookups == []
+    terminal.type("y\ny\n")  # the second one was typed before the question that it would answer
+    await wait(terminal.wait_for, prompt("Paris"))
+    terminal.type("n it is too far away\n")
+    assert (await wait(terminal.finish))[0] == 0
+    assert standin.lookups == ["Tokyo"]
+    looked_up, refused = results(standin)
+    assert looked_up["city"] == "Tokyo"
+    assert refused == "ToolError: a person did not allow this call of get_weather: it is too far away"
+    # Each question, each prompt and each result stands on a line of its own.
+    lines = [line.strip() for line in terminal.scrolled if line]
+    assert [line for line in lines if "?" in line] == [
+        ASKED["Tokyo"],
+        f"{PROMPT} maybe",
+        f"{PROMPT} y",
+        ASKED["Paris"],
+        f"{PROMPT} n it is too far away",
+    ]
+    assert [line[0] for line in lines if "done in" in line] == ["✓"] * 3
+    assert await questions(client.get_workflow_handle(name)) == {}
+
+
+@pytest.mark.usefixtures("worker")
+async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(
+    client: Client, open_terminal: OpenTerminal, standin: StandIn
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(calls(TOKYO, PARIS), text("the answer"))
+    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve", size=(160, 24))
+    await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"))
+    # Somebody else is faster, and allows a call that is done while the other question is open.
+    handle = client.get_workflow_handle(name)
+    tokyo, _ = await questions(handle)
+    await answer(handle, tokyo, True)
+    await asyncio.to_thread(terminal.wait_for, "It was answered elsewhere.", prompt("Paris"))
+    done = 0
+    async for event in handle.fetch_history_events(wait_new_event=True):
+        done += event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
+        if done == 2:  # the call of the model, and this one
+            break
+    terminal.type("y\n")
+    assert (await asyncio.to_thread(terminal.finish))[0] == 0
+    assert sorted(standin.lookups) == ["Paris", "Tokyo"]
+    lines = [line.strip() for line in terminal.scrolled if line]
+    assert [line[0] for line in lines if "done in" in line] == ["✓"] * 4
+    assert [line for line in lines if PROMPT in line] == [f"{PROMPT} It was answered elsewhere.", f"{PROMPT} y"]
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_answer_that_comes_too_late_does_no_harm(
+    client: Client, open_terminal: OpenTerminal, standin: StandIn
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(calls(TOKYO), calls(PARIS), text("the answer"))
+    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve")
+    await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"))
+    # Both answer at the same moment.
+    terminal.process.send_signal(signal.SIGSTOP)
+    handle = client.get_workflow_handle(name)
+    [call] = await questions(handle)
+    await answer(handle, call, True)
+    terminal.type("n never\n")
+    terminal.process.send_signal(signal.SIGCONT)
+    await asyncio.to_thread(terminal.wait_for, prompt("Paris"), seconds=20)
+    terminal.type("y\n")
+    assert (await asyncio.to_thread(terminal.finish))[0] == 0
+    assert standin.lookups == ["Tokyo", "Paris"]
+
+
+async def test_a_question_outlives_process_and_server_and_costs_nothing_meanwhile(
+    folder: Path, start_main: StartMain, open_terminal: OpenTerminal, standin: StandIn
+) -> None:
+    async def history() -> list[int]:
+        client = await Client.connect("localhost:7233", data_converter=pydantic_data_converter)
+        return await event_types(client.get_workflow_handle("one"))
+
+    standin.play(calls(TOKYO), text("the answer"))
+    victim = start_main("Weather?", "--id", "one", "--approve", folder=folder, env=standin.environment)
+    assert len(printed_commands(victim, 1)) == 2
+    before = await history()
+    os.kill(int((folder / ".temporal" / "server.pid").read_text()), signal.SIGKILL)
+    victim.kill()
+    terminal = open_terminal("--id", "one", folder=folder, env=standin.environment)
+    terminal.wait_for(prompt("Tokyo"))
+    assert await history() == before
+    assert EventType.EVENT_TYPE_TIMER_STARTED not in before
+    terminal.type("y\n")
+    assert terminal.finish()[0] == 0
+    terminal.wait_for("the answer")
+    assert (standin.lookups, len(standin.calls)) == (["Tokyo"], 2)
+
+
+# ── From anywhere else ───────────────────────────────────────────────────────────────────────────────────
+
+
+def printed_commands(process: subprocess.Popen[str], questions: int) -> list[str]:
+    """The commands that answer the questions, `--yes` and `--no` for each."""
+    assert process.stderr is not None
+    commands: list[str] = []
+    for line in process.stderr:
+        if " --yes " in line or " --no " in line:
+            commands.append(line.strip())
+        if len(commands) == 2 * questions:
+            return commands
+    raise AssertionError(f"the questions never came, only {commands}")
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
+def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
+    environment: dict[str, str], start_main: StartMain, standin: StandIn
+) -> None:
+    def run(*commands: str) -> list[tuple[int, str]]:
+        """Run these at once. Returns the exit status and the first line of each."""
+        env = {**environment, **standin.environment}
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen(command, shell=True, cwd=ROOT, env=env, **options) for command in commands]
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert {out for out, _ in outputs} == {""}
+        return [(process.returncode, err.splitlines()[0]) for process, (_, err) in zip(processes, outputs, strict=True)]
+
+    release = threading.Event()
+    standin.geocoding = held(release, json_reply({"results": []}))
+    standin.play(calls(TOKYO, PARIS), text("the answer"))
+    process = start_main("Weather?", "--id", "it's mine", "--approve", env=standin.environment)
+    yes_tokyo, _, _, no_paris = printed_commands(process, 2)
+    wrong = yes_tokyo[:-8] + "nonsense"
+    assert run(yes_tokyo, wrong) == [
+        (0, 'Approved: get_weather(city="Tokyo")'),
+        (1, "Error: no tool call 'nonsense' waits for an approval"),
+    ]
+    assert run(no_paris, yes_tokyo) == [
+        (0, 'Refused: get_weather(city="Paris")'),
+        (1, f"Error: tool call '{yes_tokyo[-8:]}' is answered already"),
+    ]
+    release.set()
+    assert process.communicate(timeout=60)[0] == "the answer\n"
+    assert results(standin) == [
+        "ToolError: get_weather failed: there is no city called 'Tokyo'",
+        "ToolError: a person did not allow this call of get_weather: …",
+    ]
+    assert run(yes_tokyo) == [(1, 'Error: run "it\'s mine" is over: nothing waits for an approval in it')]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_main: RunMain, standin: StandIn) -> None:
+    # The process ends at once, and would take the call that it began with it.
+    standin.play(calls(TOKYO), text("the answer"))
+    async with make_worker(client, main.TASK_QUEUE):
+        request = AgentRequest(query="Weather?", model="m", approve=True)
+        handle = await client.start_workflow(
+            AgentWorkflow.run, request, id=uuid.uuid4().hex, task_queue=main.TASK_QUEUE
+        )
+        [call] = await until_asked(handle, "Tokyo")
+    gc.collect()  # a run that a worker lets go leaves a generator of the SDK's, which says so when it is collected
+    result = await asyncio.to_thread(run_main, "--id", handle.id, "--yes", call, env=standin.environment)
+    assert (result.returncode, result.stdout) == (0, "")
+    [pending] = (await handle.describe()).raw_description.pending_activities
+    assert (pending.attempt, pending.HasField("last_started_time")) == (1, False)
+    async with make_worker(client, main.TASK_QUEUE):
+        assert (await handle.result()).text == "the answer"
+    assert standin.lookups == ["Tokyo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--yes", "c"], "--yes and --no answer a question of a run: they take its --id and no query"),
+        (["q", "--id", "i", "--no", "c"], "--yes and --no answer a question of a run: they take its --id and no query"),
+        (["--id", "i", "--yes", "c", "--no", "c"], "argument --no: not allowed with argument --yes"),
+        (["--id", "i", "--yes", "c", "--reason", "r"], "--reason says why not: it belongs to --no"),
+        (["q", "--reason", "r"], "--reason says why not: it belongs to --no"),
+        (["--worker", "--approve"], "--approve is for starting a run: it takes a query"),
+        (["--id", "i", "--approve"], "--approve is for starting a run: it takes a query"),
+        (["--id", "i", "--yes", " "], "--yes is empty"),
+        (["--id", "i", "--no", "c", "--reason", "bell\a"], "--reason contains control characters"),
+        (["--id", "i", "--no"], "argument --no: expected one argument"),
+    ],
+)
+def test_wrong_usage_is_answered_with_one_line(arguments: list[str], problem: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"main.py: error: {problem}"
