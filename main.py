@@ -669,6 +669,7 @@ class Progress:
     async def _ask(self, call: str) -> None:
         word = ""
         while word.lower() not in ("y", "yes", "n", "no"):
+            forget_what_was_typed()
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             line = asyncio.create_task(read_line())
             while not line.done() and call in self._questions:
@@ -687,11 +688,15 @@ class Progress:
         self._news.set()  # there may be other questions by now
 
 
-async def read_line() -> str:
-    """Read a line that is typed from now on, in a way that can be cancelled."""
+def forget_what_was_typed() -> None:
+    """What was typed before a question does not answer it."""
     import termios
 
     termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
+
+async def read_line() -> str:
+    """Read a line from the terminal, in a way that can be cancelled."""
     loop = asyncio.get_running_loop()
     line: asyncio.Future[str] = loop.create_future()
 

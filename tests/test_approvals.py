@@ -274,7 +274,7 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
     release = threading.Event()
     standin.geocoding = held(release, json_reply({"results": []}))
     standin.play(calls(TOKYO, PARIS), text("the answer"))
-    process = start_main("Weather?", "--id", "it's mine", "--approve", env=standin.environment)
+    process = start_main("Weather?", "--id", "it's ours", "--approve", env=standin.environment)
     yes_tokyo, _, _, no_paris = printed_commands(process, 2)
     wrong = yes_tokyo[:-8] + "nonsense"
     assert run(yes_tokyo, wrong) == [
@@ -291,7 +291,7 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
         "ToolError: get_weather failed: there is no city called 'Tokyo'",
         "ToolError: a person did not allow this call of get_weather: …",
     ]
-    assert run(yes_tokyo) == [(1, 'Error: run "it\'s mine" is over: nothing waits for an approval in it')]
+    assert run(yes_tokyo) == [(1, 'Error: run "it\'s ours" is over: nothing waits for an approval in it')]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
