@@ -46,8 +46,9 @@ APPROVAL = "approve_tool_call"
 APPROVALS_MEMO = "waiting_for_approval"
 """Key of a run's memo under which the open questions stand: a summary of the call, by the id to answer with."""
 
-QUERY_PAGE = 500 * 1024
-"""Bytes. A query's answer is a payload too: longer transcripts are fetched in pages. Temporal warns above 512 KB."""
+QUERY_PAGE = 250 * 1024
+"""Bytes. A query's answer is a payload too: longer transcripts are fetched in pages. External storage, which takes
+payloads of over 256 KB, would keep every page for good."""
 
 QUERY_TIMEOUT = timedelta(seconds=5)
 """A query goes to the worker that has the run in its cache. When that one was just killed it is lost, so it is asked
@@ -634,7 +635,7 @@ def _one_line(error: BaseException) -> str:
 
 def _check_size(what: str, value: pydantic.BaseModel) -> None:
     size = len(value.model_dump_json().encode())
-    if size > PAYLOAD_LIMIT:
+    if size > PAYLOAD_LIMIT and activity.client().data_converter.external_storage is None:
         raise ApplicationError(
             f"{what} has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,} for one payload",
             type="PayloadTooLarge",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.markdown import Markdown
     from temporalio.api.common.v1 import Payloads
+    from temporalio.api.failure.v1 import Failure
     from temporalio.api.history.v1 import HistoryEvent
     from temporalio.api.workflow.v1 import PendingActivityInfo
     from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
@@ -67,6 +68,17 @@ ADVICE = {
     "HTTP 404": "Name another model with --model or AI_MODEL.",
     "ModelCallLimit": "The history shows what it kept asking for.",
     "PayloadTooLarge": "Ask for less at once.",
+}
+
+# What is wrong between a client and a server, by a word in what the client library says of it.
+CONNECT_ADVICE = {
+    "Unauthenticated": "set TEMPORAL_API_KEY to a valid key",
+    "PermissionDenied": "see what TEMPORAL_API_KEY is allowed to do",
+    "UnknownIssuer": "its certificate is of an unknown authority; set TEMPORAL_TLS_SERVER_CA_CERT_PATH",
+    "NotValidForName": "its certificate is for another host; set TEMPORAL_TLS_SERVER_NAME",
+    "InvalidContentType": "it does not speak TLS; set TEMPORAL_TLS=false",
+    "hyper::Error": "it breaks the connection off; it may want TLS (TEMPORAL_TLS=true) or a client certificate "
+    "(TEMPORAL_TLS_CLIENT_CERT_PATH, TEMPORAL_TLS_CLIENT_KEY_PATH)",
 }
 
 CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
@@ -185,10 +197,14 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
     try:
         config = ClientConfig.load_client_connect_config()
     except Exception as error:  # the bridge's ConfigError is not a public name
-        raise UserError(f"the Temporal configuration cannot be read: {one_line(error)}") from error
+        # What it quotes of the file may be a key.
+        problem = re.sub(r" \| \d+ \| .* \| \^+ ", ": ", one_line(error))
+        raise UserError(f"the Temporal configuration cannot be read: {problem}") from error
     if "target_host" in config:
         yield config, None
         return
+    if config.get("tls"):
+        raise UserError("an API key or TLS is configured for Temporal, but no address: set TEMPORAL_ADDRESS")
     config["target_host"] = f"localhost:{PORT}"
     try:
         async with dev_server(config.get("namespace", "default")) as server:
@@ -237,8 +253,18 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
             # One that answers has what it has: it only makes its namespace a moment after it opens its port.
             patience = 2 if isinstance(error, RPCError) else START_SECONDS
             if server is None or time.monotonic() - since > patience:
-                raise UserError(f"cannot use the Temporal server at {address}: {one_line(error)}") from error
+                raise UserError(f"cannot use the Temporal server at {address}: {why_not(error)}") from error
             await asyncio.sleep(0.02)
+
+
+def why_not(error: BaseException) -> str:
+    """Why a server cannot be used, without the debugging output that the client library makes of it."""
+    text = one_line(error)
+    said = re.search(r'message: "(.*?)"', text)
+    advice = next((advice for word, advice in CONNECT_ADVICE.items() if word in text), None)
+    if advice is None:
+        return said[1] if said else text
+    return f"{said[1]}; {advice}" if said and "transport" not in text else advice
 
 
 # ── The worker ───────────────────────────────────────────────────────────────────────────────────────────
@@ -246,14 +272,22 @@ async def connect(config: ClientConnectConfig, server: DevServer | None) -> Clie
 
 def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True) -> Worker:
     """A worker for the agent's workflow and, unless it will end soon, for its calls."""
-    from temporalio.common import WorkerDeploymentVersion
+    from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
     from temporalio.worker import Worker, WorkerDeploymentConfig
 
     from activities import ModelActivities, tool_call_activity
     from durable import HEARTBEAT_THROTTLE, WORKFLOW_RUNNER
     from workflow import AgentWorkflow
 
-    version = WorkerDeploymentVersion(deployment_name="durable-agent", build_id=BUILD_ID)
+    build_id = os.environ.get("TEMPORAL_WORKER_BUILD_ID")
+    deployment_name = os.environ.get("TEMPORAL_DEPLOYMENT_NAME") or "durable-agent"
+    deployment = WorkerDeploymentConfig(
+        # Without a build id the worker makes one of the code of every module there is, which takes a second.
+        version=WorkerDeploymentVersion(deployment_name=deployment_name, build_id=build_id or BUILD_ID),
+        use_worker_versioning=bool(build_id),
+        # A run stays with the build that it began with.
+        default_versioning_behavior=VersioningBehavior.PINNED if build_id else VersioningBehavior.UNSPECIFIED,
+    )
     return Worker(
         client,
         task_queue=task_queue,
@@ -263,8 +297,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         # How long a run waits for a worker that has it in its cache but died, before any other may take it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
-        # Without a build id the worker makes one of the code of every module there is, which takes a second.
-        deployment_config=WorkerDeploymentConfig(version=version, use_worker_versioning=False),
+        deployment_config=deployment,
     )
 
 
@@ -402,7 +435,7 @@ def link(config: ClientConnectConfig, run_id: str) -> str | None:
     host, _, port = config["target_host"].rpartition(":")
     namespace = config.get("namespace", "default")
     path = f"namespaces/{quote(namespace, safe='')}/workflows/{quote(run_id, safe='')}"
-    if host in ("localhost", "127.0.0.1", "[::1]"):
+    if host in ("localhost", "127.0.0.1", "[::1]") and not config.get("tls"):
         return f"http://localhost:{int(port) + UI_PORT - PORT}/{path}"
     return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
 
@@ -593,9 +626,9 @@ class Progress:
         from activities import ModelReply, ToolReply
 
         if not event.HasField("activity_task_completed_event_attributes"):
-            failure = event.activity_task_failed_event_attributes.failure
-            message = failure.cause.message or failure.message
-            return f": {message}" if message else ""
+            if not event.HasField("activity_task_failed_event_attributes"):
+                return ""
+            return f": {await self._message(event.activity_task_failed_event_attributes.failure)}"
         payloads = event.activity_task_completed_event_attributes.result
         if step.of_model:
             usage = (await self._decode(payloads, ModelReply)).message.usage
@@ -606,6 +639,12 @@ class Progress:
     def _count(self, usage: Usage | None) -> None:
         self._tokens_in += usage.input_tokens if usage else 0
         self._tokens_out += usage.output_tokens if usage else 0
+
+    async def _message(self, failure: Failure) -> str:
+        from temporalio.exceptions import FailureError
+
+        error = await self._client.data_converter.decode_failure(failure)  # what it says may be encrypted
+        return error.message if isinstance(error, FailureError) else one_line(error)
 
     async def _decode[T](self, payloads: Payloads, type: type[T]) -> T:
         [value] = await self._client.data_converter.decode(payloads.payloads, [type])
@@ -639,7 +678,7 @@ class Progress:
             wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
             waiting = pending.HasField("next_attempt_schedule_time") and wait > 0.5
             when = f"next one in {wait:.0f} s" if waiting else "next one now"
-            message = f"attempt {failed} failed: {pending.last_failure.message}"
+            message = f"attempt {failed} failed: {await self._message(pending.last_failure)}"
             self._screen.say("!", "yellow", f"{step.summary}: {message}; {when}")
 
     # ── What waits for a person ──
@@ -730,6 +769,7 @@ async def follow(handle: Handle, progress: Progress) -> AgentAnswer:
         UserError: The run failed, was cancelled, terminated or timed out.
     """
     from temporalio.client import WorkflowFailureError
+    from temporalio.service import RPCError
 
     showing = asyncio.create_task(progress.follow())
     try:
@@ -739,9 +779,14 @@ async def follow(handle: Handle, progress: Progress) -> AgentAnswer:
     except WorkflowFailureError as error:
         await asyncio.wait([showing], timeout=2)
         raise UserError(why_failed(error)) from error
+    except (UserError, RPCError):
+        raise
+    except Exception as error:  # whatever a data converter raises
+        problem = f"the run cannot be read here ({one_line(error)}): is it encrypted, or stored elsewhere?"
+        raise UserError(problem) from error
     finally:
         showing.cancel()
-        await asyncio.wait([showing])
+        await asyncio.gather(showing, return_exceptions=True)  # what is wrong there is wrong with the result too
 
 
 async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -> T:

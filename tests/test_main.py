@@ -212,8 +212,9 @@ def test_a_namespace_that_is_not_there_is_named(run_main: RunMain) -> None:
 
 def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, str], tmp_path: Path) -> None:
     config = tmp_path / "temporal.toml"
-    config.write_text(f'[profile.mine]\naddress = "{environment["TEMPORAL_ADDRESS"]}"\n')
-    profile = {"TEMPORAL_ADDRESS": "", "TEMPORAL_CONFIG_FILE": str(config), "TEMPORAL_PROFILE": "mine"}
+    # Popped, since an empty one wins over the profile too, and then there is a dev server.
+    config.write_text(f'[profile.mine]\naddress = "{environment.pop("TEMPORAL_ADDRESS")}"\n')
+    profile = {"TEMPORAL_CONFIG_FILE": str(config), "TEMPORAL_PROFILE": "mine"}
     assert run_main("Weather in Tokyo?", env=profile).stdout == TOKYO
     result = run_main("Weather in Tokyo?", env={**profile, "TEMPORAL_PROFILE": "yours"})
     assert result.returncode == 1
