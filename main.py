@@ -91,6 +91,10 @@ class UserError(Exception):
 class OneLine(logging.Formatter):
     """Log lines without tracebacks: what a user can do something about is said in words elsewhere."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        line, error = super().format(record), record.exc_info[1] if record.exc_info else None
+        return f"{line.rstrip()}: {one_line(error)}" if error else line
+
     def formatException(self, ei: object) -> str:
         return ""
 
@@ -388,7 +392,7 @@ async def answer_question(client: Client, options: Options) -> None:
 
 async def send_answer(handle: Handle, call: str, approved: bool, reason: str) -> str:
     """Returns the question that was answered."""
-    from temporalio.client import WorkflowUpdateFailedError
+    from temporalio.client import WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
     from temporalio.exceptions import FailureError
 
     from activities import APPROVAL, Approval
@@ -399,6 +403,8 @@ async def send_answer(handle: Handle, call: str, approved: bool, reason: str) ->
         return question
     except WorkflowUpdateFailedError as error:
         raise UserError(error.cause.message if isinstance(error.cause, FailureError) else one_line(error)) from error
+    except WorkflowUpdateRPCTimeoutOrCancelledError as error:  # hides what it was: a Ctrl-C, or a lost server
+        raise error.__cause__ or error from None
 
 
 async def has_worker(client: Client, task_queue: str) -> bool:
@@ -488,6 +494,8 @@ class Screen:
             from rich.text import Text
 
             line = Text.assemble((f"  {MARKS.get(mark, mark)} ", style), printable(text))
+            if mark == "<":  # how it ended is what counts; what is wrong, or is asked, stands there whole
+                line.truncate(self.console.width, overflow="ellipsis")
             self.console.print(line, soft_wrap=True)
 
     def show(self, steps: Iterable[Step]) -> None:
@@ -501,10 +509,12 @@ class Screen:
         width, height = self.console.size
         steps = list(steps)[: max(1, height - 3)]
         spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
-        rows: list[RenderableType] = [
-            Text(f"  {spinner} {step.summary} {step.seconds():.0f} s", no_wrap=True, overflow="ellipsis")
-            for step in steps
-        ]
+        rows: list[RenderableType] = []
+        for step in steps:
+            seconds = f" {step.seconds():.0f} s"
+            row = Text(f"  {spinner} {printable(step.summary)}")
+            row.truncate(max(1, width - len(seconds)), overflow="ellipsis")
+            rows.append(row.append(seconds))
         room = max(1, height - len(rows) - 2)
         lines: list[list[Segment]] = []
         for step in steps:
@@ -541,7 +551,6 @@ class Progress:
         self._steps: dict[str, Step] = {}  # under way, by activity id
         self._by_event: dict[int, str] = {}
         self._told: set[tuple[str, int]] = set()
-        self._questions: dict[str, str] = {}  # tool calls that wait for an approval
         self._news = asyncio.Event()  # the questions have changed
         self._run_id: str | None = None  # none: the latest
         self._seen = 0
@@ -616,7 +625,6 @@ class Progress:
         elif kind == "workflow_properties_modified_event_attributes":
             memo = event.workflow_properties_modified_event_attributes.upserted_memo.fields
             if APPROVALS_MEMO in memo:
-                [self._questions] = await self._client.data_converter.decode([memo[APPROVALS_MEMO]], [dict[str, str]])
                 self._news.set()
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
@@ -654,9 +662,12 @@ class Progress:
 
     async def _follow_pending(self) -> None:
         # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
+        looked = 0.0
         while True:
             await asyncio.sleep(self._screen.tick)
-            if self._steps:
+            of_model = any(step.of_model for step in self._steps.values())
+            if self._steps and (of_model or time.monotonic() - looked > 1):  # tools tell nothing before they end
+                looked = time.monotonic()
                 description = await self._handle.describe()
                 for pending in description.raw_description.pending_activities:
                     await self._show_pending(pending)
@@ -684,47 +695,56 @@ class Progress:
     # ── What waits for a person ──
 
     async def _follow_questions(self) -> None:
-        from activities import APPROVALS_MEMO
-
         asked: set[str] = set()
         while True:
-            await self._news.wait()
-            self._news.clear()
-            # The history tells of old questions too; the description knows which are open.
-            memo = await (await self._handle.describe()).memo()
-            for call, question in memo.get(APPROVALS_MEMO, {}).items():
-                if call in asked:
-                    continue
-                asked.add(call)
-                self._screen.say("?", "cyan", f"{question} waits for an approval")
-                if self._screen.can_ask:
-                    with self._screen.paused():
-                        await self._ask(call)
-                else:
-                    command = f"{REJOIN} {shlex.quote(self._handle.id)}"
-                    say(f"      {command} --yes {call}")
-                    say(f'      {command} --no {call} --reason "…"')
+            questions = {call: text for call, text in (await self._open_questions()).items() if call not in asked}
+            if not questions:
+                await self._news.wait()
+                self._news.clear()
+                continue
+            call, question = next(iter(questions.items()))
+            asked.add(call)
+            self._screen.say("?", "cyan", f"{question} waits for an approval")
+            if self._screen.can_ask:
+                with self._screen.paused():
+                    await self._ask(call, question)
+            else:
+                command = f"{REJOIN} {shlex.quote(self._handle.id)}"
+                self._screen.say(" ", "", f"    {command} --yes {call}")
+                self._screen.say(" ", "", f'    {command} --no {call} --reason "…"')
 
-    async def _ask(self, call: str) -> None:
+    async def _open_questions(self) -> dict[str, str]:
+        from activities import APPROVALS_MEMO
+
+        # The history tells of old questions too; the description knows which are open.
+        questions: dict[str, str] = (await (await self._handle.describe()).memo()).get(APPROVALS_MEMO, {})
+        return questions
+
+    async def _ask(self, call: str, question: str) -> None:
         word = ""
         while word.lower() not in ("y", "yes", "n", "no"):
             forget_what_was_typed()
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             line = asyncio.create_task(read_line())
-            while not line.done() and call in self._questions:
-                news = asyncio.create_task(self._news.wait())
-                await asyncio.wait([line, news], return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                self._news.clear()
-            if not line.done():
+            try:
+                while not line.done():
+                    news = asyncio.create_task(self._news.wait())
+                    await asyncio.wait([line, news], return_when=asyncio.FIRST_COMPLETED)
+                    news.cancel()
+                    self._news.clear()
+                    if not line.done() and call not in await self._open_questions():
+                        say("It was answered elsewhere.")
+                        return
+            finally:
                 line.cancel()
-                say("It was answered elsewhere.")
-                break
+            if not line.result():  # Ctrl-D
+                say("")
             word, _, reason = line.result().strip().partition(" ")
-        else:
-            with suppress(UserError):  # somebody else was faster
-                await send_answer(self._handle, call, word.lower().startswith("y"), reason)
-        self._news.set()  # there may be other questions by now
+        approved = word.lower().startswith("y")
+        with suppress(UserError):  # somebody else was faster
+            await patiently(lambda: send_answer(self._handle, call, approved, reason))
+            if not approved:
+                self._screen.say("x", "red", f"{question} refused{f': {reason}' if reason else ''}")
 
 
 def forget_what_was_typed() -> None:
@@ -854,7 +874,11 @@ async def submit(client: Client, config: ClientConnectConfig, options: Options) 
         raise
     if cut := CUT_SHORT.get(answer.finish_reason or ""):
         say(f"The answer was cut short by {cut}.")
+    if in_color(sys.stdout):
+        say("")
     print_answer(answer.text)
+    if in_color(sys.stdout):
+        say("")
     say(progress.summary())
 
 

@@ -166,7 +166,7 @@ PROFILE = """\
 [profile.production]
 address = "temporal.example.com:7233"
 namespace = "agents"
-api_key = "the-api-key-of-the-tests"
+api_key = "…"
 
 [profile.production.tls]
 server_ca_cert_path = "authority.pem"
@@ -187,7 +187,8 @@ def test_a_profile_holds_it_all_for_the_sample_and_for_the_command_of_temporal(
     certificates.issue("worker")
     proxy = start_proxy("temporal.example.com", target, mutual=True)
     folder = certificates.folder
-    (folder / "temporal.toml").write_text(PROFILE.replace("temporal.example.com:7233", proxy.address))
+    profile = PROFILE.replace("temporal.example.com:7233", proxy.address).replace("…", KEY)
+    (folder / "temporal.toml").write_text(profile)
     del environment["TEMPORAL_ADDRESS"]  # or it wins, even when it is empty
     environment |= {"TEMPORAL_CONFIG_FILE": "temporal.toml", "TEMPORAL_PROFILE": "production"}
 
@@ -317,16 +318,22 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
     assert all(word.encode() in everything for word in [*READABLE, name, f"run-{name}"])
 
 
+CONNECT = "                client = await Client.connect(**config, data_converter={})\n"
+CHANGES = {
+    "    from temporalio.contrib.pydantic import pydantic_data_converter\n": (
+        "    from converter import data_converter\n"
+    ),
+    CONNECT.format("pydantic_data_converter"): CONNECT.format("data_converter()"),
+}
+
+
 @pytest.fixture
 def changed_sample(tmp_path: Path) -> Path:
     """A copy of the sample with the two changes of the README, and an empty folder for payloads."""
     for file in (*ROOT.glob("*.py"), ROOT / "tests" / "converter.py"):
         shutil.copy(file, tmp_path)
     source = (tmp_path / "main.py").read_text()
-    for old, new in [
-        ("from temporalio.contrib.pydantic import pydantic_data_converter", "from converter import data_converter"),
-        ("data_converter=pydantic_data_converter", "data_converter=data_converter()"),
-    ]:
+    for old, new in CHANGES.items():
         assert source.count(old) == 1
         source = source.replace(old, new)
     (tmp_path / "main.py").write_text(source)
@@ -498,3 +505,12 @@ def test_a_run_stays_with_the_build_that_it_began_with_and_new_runs_go_to_the_cu
     release.set()
     assert answer_of("old") == "from the old one"
     assert (build_of("old"), build_of("new")) == ("1", "2")
+
+
+# ── The README ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_profile_and_the_changes_of_the_readme_are_those_that_were_tried() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert PROFILE in readme
+    assert "".join(f"-{old}+{new}" for old, new in CHANGES.items()) in readme

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunMain
 
+import offline
+
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 README = DOCUMENTS[0].read_text()
 TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
@@ -60,7 +62,9 @@ def test_the_code_in_it_is_code_that_runs() -> None:
 
 
 def test_every_run_of_main_answers(run_main: RunMain) -> None:
+    # Those that need a worker beside them are in test_crashes.py.
     queries = {command for command in commands() - ELSEWHERE if command.startswith("uv run python main.py")}
+    queries = {command for command in queries if "--no-worker" not in command}
     assert queries
     for command in sorted(queries):
         arguments = shlex.split(command)[4:]
@@ -71,11 +75,26 @@ def test_every_run_of_main_answers(run_main: RunMain) -> None:
 
 
 def test_every_other_command_is_known() -> None:
-    rest = {command for command in commands() if not command.startswith("uv run python main.py")}
+    others = ("uv run python main.py", "uv run temporal ")
+    rest = {command for command in commands() if not command.startswith(others)}
     assert rest - ELSEWHERE == set()
     for command in rest - {"uv run pytest"}:
         [script] = [word for word in shlex.split(command) if word.endswith(".py")]
         assert (ROOT / script).is_file(), command
+
+
+def test_the_commands_of_temporal_are_commands_and_options_that_it_has() -> None:
+    found = {command for command in commands() if command.startswith("uv run temporal ")}
+    assert found
+    for command in found:
+        words = shlex.split(command)[3:]
+        options = [word for word in words if word.startswith("--")]
+        path = words[: words.index(options[0])] if options else words
+        names = path[: path.index("create") + 1] if "create" in path else path  # what follows is a name
+        result = subprocess.run(
+            [str(offline.find_temporal()), *names, "--help"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert [option for option in options if option not in result.stdout] == [], command
 
 
 @pytest.mark.parametrize("script", ["tests/soak.py", "benchmarks/run.py"])
