@@ -666,7 +666,7 @@ class Progress:
         while True:
             await asyncio.sleep(self._screen.tick)
             of_model = any(step.of_model for step in self._steps.values())
-            if self._steps and (of_model or time.monotonic() - looked > 1):  # tools tell nothing before they end
+            if self._steps and (of_model or time.monotonic() - looked > 0.4):  # tools tell less
                 looked = time.monotonic()
                 description = await self._handle.describe()
                 for pending in description.raw_description.pending_activities:
@@ -930,10 +930,10 @@ async def run(options: Options) -> int:
         return 0 if options.worker else 130
 
 
-def in_color(stream: IO[str]) -> bool:
+def in_color(stream: IO[str] | None) -> bool:
     """Whether control codes are welcome there."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return not plain and stream.isatty()
+    return not plain and stream is not None and stream.isatty()
 
 
 def print_answer(text: str) -> None:

@@ -30,8 +30,9 @@ ELSEWHERE = {
 
 def commands() -> set[str]:
     """All `uv run` commands of code blocks and of code in the text, without what is assigned before or said after."""
-    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", TEXT, re.DOTALL)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    lines += re.findall(r"^\$ (.*)", TEXT, re.MULTILINE)  # in a block that also shows what comes of them
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
     found = {match[0].partition("  #")[0].strip() for line in lines if (match := re.search(r"uv run .*", line))}
     return {command for command in found if "ID" not in command.split() or command in ELSEWHERE}

@@ -168,7 +168,7 @@ def test_neither_long_reasoning_nor_control_codes_hide_the_answer(
     done = threading.Event()
     codes = "\x1b[31mred \x1b]0;title\a \x9b2J"
     standin.play(parts(*thought(f"I wonder. {codes}" * 50), *begun(f"line {codes}\n" * 20, "THE END"), done, *END))
-    terminal = open_terminal("Weather?", env=standin.environment, size=(40, 12))
+    terminal = open_terminal("Weather?", "--model", "m", env=standin.environment, size=(40, 12))
     terminal.wait_for("THE END", "call 1", seconds=20)
     done.set()
     assert terminal.finish()[0] == 0
