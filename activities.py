@@ -405,14 +405,15 @@ async def _fetch_request(number: int) -> ModelRequest:
 
 
 async def _query(handle: WorkflowHandle[Any, Any], number: int, start: int) -> bytes:
-    for tries_left in reversed(range(QUERY_TRIES)):
+    tries = 0
+    while True:
         try:
             page: bytes = await handle.query(QUERY, args=[number, start], result_type=bytes, rpc_timeout=QUERY_TIMEOUT)
             return page
         except RPCError as error:
-            if not tries_left or error.status not in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+            tries += 1
+            if tries == QUERY_TRIES or error.status not in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
                 raise
-    raise AssertionError  # the last try returned or raised
 
 
 async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: "_Live") -> ai.Message:

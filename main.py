@@ -196,8 +196,6 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
     """
     from temporalio.envconfig import ClientConfig
 
-    from offline import PORT, CannotServe, dev_server
-
     try:
         config = ClientConfig.load_client_connect_config()
     except Exception as error:  # the bridge's ConfigError is not a public name
@@ -209,6 +207,8 @@ async def temporal_server() -> AsyncIterator[tuple[ClientConnectConfig, DevServe
         return
     if config.get("tls"):
         raise UserError("an API key or TLS is configured for Temporal, but no address: set TEMPORAL_ADDRESS")
+    from offline import PORT, CannotServe, dev_server
+
     config["target_host"] = f"localhost:{PORT}"
     try:
         async with dev_server(config.get("namespace", "default")) as server:
@@ -436,12 +436,12 @@ def markdown(text: str, style: str = "none") -> Markdown:
 
 def link(config: ClientConnectConfig, run_id: str) -> str | None:
     """The page of a run in the Web UI, where it can be known: a dev server's and Temporal Cloud's."""
-    from offline import PORT, UI_PORT
-
     host, _, port = config["target_host"].rpartition(":")
     namespace = config.get("namespace", "default")
     path = f"namespaces/{quote(namespace, safe='')}/workflows/{quote(run_id, safe='')}"
     if host in ("localhost", "127.0.0.1", "[::1]") and not config.get("tls"):
+        from offline import PORT, UI_PORT
+
         return f"http://localhost:{int(port) + UI_PORT - PORT}/{path}"
     return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
 
@@ -593,13 +593,13 @@ class Progress:
         from activities import APPROVALS_MEMO
         from workflow import AgentRequest
 
-        time = self._ended = event.event_time.ToDatetime(UTC)
+        now = self._ended = event.event_time.ToDatetime(UTC)
         kind = event.WhichOneof("attributes") or ""
         if kind == "workflow_execution_started_event_attributes":
             started = event.workflow_execution_started_event_attributes
             self._run_id = started.original_execution_run_id
             request = await self._decode(started.input, AgentRequest)
-            self._began = min(self._began, time)
+            self._began = min(self._began, now)
             if request.carried is not None:
                 self._models, self._tools = request.carried.calls, len(request.carried.checkpoint.tools)
                 self._tokens_in = self._tokens_out = 0
@@ -609,7 +609,7 @@ class Progress:
             [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
             self._by_event[event.event_id] = scheduled.activity_id
             self._steps[scheduled.activity_id] = Step(
-                summary, time, of_model=scheduled.activity_type.name == "llm_stream_activity"
+                summary, now, of_model=scheduled.activity_type.name == "llm_stream_activity"
             )
             self._screen.say(">", "", summary)
         elif kind == "activity_task_started_event_attributes":
@@ -621,7 +621,7 @@ class Progress:
             attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
             result = await self._result(event, step)
             mark, style = ("<", "green") if "completed" in kind else ("x", "red")
-            self._screen.say(mark, style, f"{step.summary} {end} {step.seconds(time):.1f} s{attempts}{result}")
+            self._screen.say(mark, style, f"{step.summary} {end} {step.seconds(now):.1f} s{attempts}{result}")
         elif kind == "workflow_properties_modified_event_attributes":
             memo = event.workflow_properties_modified_event_attributes.upserted_memo.fields
             if APPROVALS_MEMO in memo:
