@@ -267,7 +267,7 @@ def environment(url: str) -> dict[str, str]:
 
 PORT, UI_PORT = 7233, 8233
 STATE = Path(__file__).resolve().parent / ".temporal"
-STOP_SECONDS = 5
+START_SECONDS, STOP_SECONDS = 30, 5
 
 
 class CannotServe(Exception):
@@ -355,9 +355,33 @@ class DevServer:
                     os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
                 time.sleep(0.02)
 
-    def complete(self) -> None:
-        """Say that the database is whole, as it is once the server has answered."""
-        (STATE / "complete").touch()
+    async def ready(self) -> None:
+        """Wait until the server can be used.
+
+        Raises:
+            CannotServe: It ended, and again when it was started again.
+        """
+        from temporalio.client import Client
+        from temporalio.service import RPCError
+
+        since, restarted = time.monotonic(), False
+        while True:
+            try:
+                client = await Client.connect(f"localhost:{PORT}", namespace=self._namespace)
+                await client.get_workflow_handle("any").describe()  # all parts of the server have to be there for it
+            except (RuntimeError, RPCError) as error:
+                if "workflow not found" in str(error):
+                    (STATE / "complete").touch()  # the database is whole
+                    return
+                if why := self.why_stopped():
+                    if restarted:
+                        raise CannotServe(f"the Temporal server did not start: {why}") from error
+                    restarted = True  # it may have been killed, and not by its own fault
+                    self.start_again()
+                # One that answers has what it has: it only makes its namespace a moment after it opens its port.
+                elif time.monotonic() - since > (2 if isinstance(error, RPCError) else START_SECONDS):
+                    return  # who connects next will say what is wrong
+            await asyncio.sleep(0.02)
 
     def start_again(self) -> None:
         """Start the server if it is gone: the runs are in its database and go on."""
@@ -416,21 +440,28 @@ def answers(port: int) -> bool:
 
 
 @asynccontextmanager
-async def dev_server(namespace: str) -> AsyncIterator[DevServer | None]:
-    """Have a dev server on `PORT` while the body runs. Yields None if it is not one that the runs of this folder share.
+async def dev_server(namespace: str) -> AsyncIterator[None]:
+    """Have a dev server on `PORT` while the body runs, started again whenever it is gone.
 
     Raises:
         CannotServe: There can be none.
     """
     if sys.platform == "win32":
         async with _downloaded_server():
-            yield None
+            yield
         return
     server = DevServer(namespace)
-    ours = server.enter()
+    if not server.enter():  # that is somebody else's
+        yield
+        return
+    keeper = None
     try:
-        yield server if ours else None
+        await server.ready()
+        keeper = asyncio.create_task(server.keep_running())
+        yield
     finally:
+        if keeper:
+            keeper.cancel()
         server.leave()
 
 

@@ -226,7 +226,7 @@ class Soak:
         for call in self.standin.calls:
             [run] = [each for each in runs if each.query == call.query]
             requests[f"{run.id} {2 if call.tool_results else 1}"] += 1
-        async with main.temporal_server():
+        async with main.temporal():
             for run in runs:
                 history = await main.patiently(self.client.get_workflow_handle(run.id).fetch_history)
                 scheduled: dict[int, str] = {}
@@ -260,8 +260,8 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
         shutil.copy(file, folder)
     for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL"))]:
         del os.environ[name]
-    async with main.temporal_server() as (config, server):
-        client = await main.connect(config, server)
+    async with main.temporal() as (client, _):
+        pass
     since = time.monotonic()
     with SlowStandIn(options.seed).serving() as standin:
         it = Soak(options, folder, standin, client)

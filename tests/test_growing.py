@@ -318,11 +318,9 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
     assert all(word.encode() in everything for word in [*READABLE, name, f"run-{name}"])
 
 
-CONNECT = "                client = await Client.connect(**config, data_converter={})\n"
+CONNECT = "            client = await Client.connect(**config, data_converter={})\n"
 CHANGES = {
-    "    from temporalio.contrib.pydantic import pydantic_data_converter\n": (
-        "    from converter import data_converter\n"
-    ),
+    "from temporalio.contrib.pydantic import pydantic_data_converter\n": "from converter import data_converter\n",
     CONNECT.format("pydantic_data_converter"): CONNECT.format("data_converter()"),
 }
 

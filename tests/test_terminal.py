@@ -378,13 +378,16 @@ def test_a_run_can_be_looked_at_after_its_server_was_stopped(folder: Path, start
         while "ready" not in worker.stderr.readline():
             assert worker.poll() is None
         shown = browser.get(page)
-        # What the page then asks for.
-        history = browser.get(page.replace("/namespaces/", "/api/v1/namespaces/") + "/history")
+        # What the page then asks for, until the part of the server that serves it has found the rest.
+        api = page.replace("/namespaces/", "/api/v1/namespaces/") + "/history"
+        until = time.monotonic() + 20
+        while "history" not in (answer := browser.get(api).json()):
+            assert time.monotonic() < until, answer
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=20)
     assert worker.returncode == 0
     assert (shown.status_code, shown.text[:15].lower()) == (200, "<!doctype html>")
-    events = [event["eventType"] for event in history.json()["history"]["events"]]
+    events = [event["eventType"] for event in answer["history"]["events"]]
     assert (events[0], events[-1]) == (
         "EVENT_TYPE_WORKFLOW_EXECUTION_STARTED",
         "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED",
