@@ -287,54 +287,39 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
             raise IncompleteAnswer("the model's stream finished with an error")
 
 
-type _Call = tuple[str, str]  # the name of a tool, and the arguments
-
-
 async def _separate_calls(stream: AsyncGenerator[events.StreamEvent]) -> AsyncGenerator[events.StreamEvent]:
     """Give a second tool call with a used id an id of its own; the SDK's `StreamHandler` would merge the two.
 
     A call normally comes twice, streamed (`tool-input-*`) and then whole (`tool-call`), so a repeated id means
-    another call only if its name or arguments differ.
+    another call only if its name or arguments differ. What repeats an id is held back until that is known.
     """
-    whole: dict[str, list[_Call]] = {}
-    current: dict[str, _Call] = {}
+    whole: dict[str, list[tuple[str, str]]] = {}  # names and arguments, by id
+    current: dict[str, tuple[str, str]] = {}
     async with aclosing(stream):
         async for event in stream:
-            # What repeats an id is held back until it is whole; the rest passes as it comes.
-            held = False
+            repeats = getattr(event, "tool_call_id", None) in whole
             match event:
                 case events.ToolStart(tool_call_id=id, tool_name=name):
                     current[id] = (name, "")
-                    held = id in whole
                 case events.ToolArgsDelta(tool_call_id=id, delta=delta) if id in current:
                     name, arguments = current[id]
                     current[id] = (name, arguments + delta)
-                    held = id in whole
                 case events.ToolEnd(tool_call_id=id) if id in current:
-                    call = current.pop(id)
-                    held = id in whole
-                    if not held:
-                        whole[id] = [call]
-                    elif new_id := _new_id(id, call, whole[id]):
-                        yield events.ToolStart(new_id, call[0])
-                        yield events.ToolArgsDelta(new_id, call[1])
-                        yield events.ToolEnd(new_id)
-            if not held:
+                    call, known = current.pop(id), whole.setdefault(id, [])
+                    if known[-1:] == [(call[0], "")]:
+                        known.pop()  # was announced without arguments
+                    if not any(_same_call(call, other) for other in known):
+                        known.append(call)
+                        if repeats:
+                            new_id = id if len(known) == 1 else f"{id}-{len(known)}"
+                            yield events.ToolStart(new_id, call[0])
+                            yield events.ToolArgsDelta(new_id, call[1])
+                            yield events.ToolEnd(new_id)
+            if not repeats:
                 yield event
 
 
-def _new_id(id: str, call: _Call, known: list[_Call]) -> str | None:
-    """The id for a call that repeats `id`, or None if it is one of the calls that are known by it already."""
-    if known[-1] == (call[0], ""):
-        known[-1] = call  # announced without arguments, now whole
-    elif any(_same_call(call, other) for other in known):
-        return None
-    else:
-        known.append(call)
-    return id if len(known) == 1 else f"{id}-{len(known)}"
-
-
-def _same_call(a: _Call, b: _Call) -> bool:
+def _same_call(a: tuple[str, str], b: tuple[str, str]) -> bool:
     try:
         return a[0] == b[0] and (a[1] == b[1] or from_json(a[1]) == from_json(b[1]))
     except ValueError:
