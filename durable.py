@@ -391,7 +391,7 @@ class _Run:
         call = workflow.uuid4().hex[:8]
         self._questions[call] = _shortened(summary, QUESTION_BYTES)
         workflow.upsert_memo({APPROVALS_MEMO: self._questions})
-        with self.doing(f"waiting for an approval: {summary}"):
+        with self.doing(f"waiting for an approval ({call}): {summary}"):
             await workflow.wait_condition(lambda: call in self._answers)
         del self._questions[call]
         workflow.upsert_memo({APPROVALS_MEMO: self._questions})

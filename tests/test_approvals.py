@@ -23,6 +23,7 @@ from standin import StandIn, held, text
 from standin import json as json_reply
 from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.contrib.pydantic import pydantic_data_converter
 
@@ -89,6 +90,8 @@ async def test_a_single_tool_can_need_approval(guarded: WorkflowHandle[Any, Any]
     assert [*waiting.values()] == ['open_door(door="front")', 'open_door(door="back")']
     front, back = waiting
     assert toolbox.OPENED == []
+    metadata = await guarded.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+    assert f'- waiting for an approval ({front}): open_door(door="front")' in metadata.current_details
     assert await answer(guarded, back, True) == 'open_door(door="back")'
     assert await until_asked(guarded, "front") == {front: 'open_door(door="front")'}
     await answer(guarded, front, False, "the dog is there")
