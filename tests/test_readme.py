@@ -300,8 +300,9 @@ BENCHMARK = take(r"benchmarks/run\.py")
 
 @pytest.mark.usefixtures("folder")
 def test_the_soak_kills_and_counts(run: Run) -> None:
-    out = run(change(SOAK, ("--kills 60", "--kills 1")))
-    assert re.search(r"^seed 7, \d rounds, 1 kills in .* minutes$", out, re.MULTILINE)
+    # With this seed, the first round is one run, which is killed with its server while it is under way.
+    out = run(change(SOAK, ("--kills 60", "--kills 1"), ("--seed 7", "--seed 52")))
+    assert re.search(r"^seed 52, \d rounds, 1 kills in .* minutes$", out, re.MULTILINE)
     said = re.findall(r" runs (\d+), right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,", out)
     runs, right = said[-1]
     assert runs == right
