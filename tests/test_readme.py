@@ -44,9 +44,10 @@ _taken: set[str] = set()
 
 def take(pattern: str) -> str:
     """The one command that the pattern is found in, for a test below to run."""
-    [command] = [command for command in COMMANDS if re.search(pattern, command)]
-    _taken.add(command)
-    return command
+    found = [command for command in COMMANDS if re.search(pattern, command)]
+    assert len(found) == 1, f"{pattern!r} is found in {found}"
+    _taken.update(found)
+    return found[0]
 
 
 def change(text: str, *changes: tuple[str, str]) -> str:
@@ -245,7 +246,8 @@ def test_a_build_is_made_the_current_one(start: Start, run: Run, start_server: S
     stderr = start(worker, env=env).stderr
     assert stderr is not None
     assert any("is ready" in line for line in stderr)
-    run(f"until {make_current}; do :; done", env=env)  # the server may know of it only a moment later
+    # The server may know of it only a moment later.
+    run(f"until {make_current}; do test $SECONDS -lt 30; done", env=env)
     described = run(change(describe, ("--build-id 1", "--build-id 2")), env=env)
     assert re.search(r"CurrentSinceTime +(now|\d+ seconds? ago)\n", described)
 
