@@ -20,7 +20,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, StartServer
+from conftest import ROOT, StartAgent, StartServer
 from standin import StandIn
 from temporalio.client import Client
 
@@ -318,12 +318,12 @@ def test_the_marathon_runs(run: Run) -> None:
     assert "lookups: 11\n" in out
 
 
-def test_a_history_is_recorded(run: Run, tmp_path: Path) -> None:
+async def test_a_history_is_recorded(run: Run, start_agent: StartAgent, tmp_path: Path) -> None:
     copy(tmp_path, "tests/record_history.py")
     (tmp_path / "tests" / "histories").mkdir()
-    id = uuid.uuid4().hex
-    run(f'uv run python main.py "Weather in Tokyo?" --id {id}')
-    run(change(RECORD, ("ID", id), ("NAME", "name")), tmp_path)
+    handle = await start_agent()
+    await handle.result()
+    run(change(RECORD, ("ID", handle.id), ("NAME", "name")), tmp_path)
     history = json.loads((tmp_path / "tests" / "histories" / "name.json").read_text())
     assert history["events"][-1]["eventType"] == "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"
 
