@@ -165,7 +165,7 @@ def test_the_run_that_is_shown_comes_out_as_shown_and_is_joined_by_its_name(run:
         return re.sub(r"\d+\.\d s", "0.1 s", lines).splitlines()
 
     lines = timeless(run(f"{SHOWN} 2>&1"))
-    # The page, the first way of which is longer than a line here, and how to look back at it, are the dev server's.
+    # The address of the page and how to look back at it are those of the dev server that main.py starts itself.
     shown = [line for line in timeless(block)[1:] if "http://" not in line and "look back" not in line]
     assert len(shown) > 10
     for line in shown:
