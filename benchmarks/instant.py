@@ -41,13 +41,5 @@ class InstantModel(ai.LanguageModel):
         yield message(next_calls)
 
 
-@ai.tool
-async def get_weather(city: str) -> str:
-    """Get the current weather in a city."""
-    return work.look_up("get_weather", city)
-
-
-@ai.tool
-async def get_population(city: str) -> str:
-    """Get the number of people who live in a city."""
-    return work.look_up("get_population", city)
+get_weather = ai.tool(work.get_weather)
+get_population = ai.tool(work.get_population)

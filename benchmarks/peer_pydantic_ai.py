@@ -41,21 +41,11 @@ async def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelRespons
     )
 
 
-async def get_weather(city: str) -> str:
-    """Get the current weather in a city."""
-    return work.look_up("get_weather", city)
-
-
-async def get_population(city: str) -> str:
-    """Get the number of people who live in a city."""
-    return work.look_up("get_population", city)
-
-
 agent = Agent(
     FunctionModel(respond),
     name="agent",
     instructions=work.INSTRUCTIONS,
-    tools=[get_weather, get_population],
+    tools=[work.get_weather, work.get_population],
     capabilities=[TemporalDurability()],
 )
 

@@ -88,6 +88,14 @@ class Results:
     batches: list[Batch] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
 
+    @property
+    def variants(self) -> list[str]:
+        return [v for v in VARIANTS if any(sample.variant == v for sample in self.samples)]
+
+    @property
+    def servers(self) -> list[str]:
+        return list(dict.fromkeys(sample.server for sample in self.samples))
+
     def _samples(self, server: str, variant: str, turns: int) -> list[Sample]:
         return [s for s in self.samples if (s.server, s.variant, s.turns) == (server, variant, turns)]
 
@@ -130,14 +138,14 @@ def targets(results: Results) -> list[Target]:
     r, turns = results, results.turns
     first, last = turns[0], turns[-1]
     long = [t for t in turns if t >= 30] or [last]
+    peers = [v for v in PEERS if v in r.variants]
 
     history = [r.kilobytes(SAMPLE, t) / r.kilobytes(FLOOR, t) for t in turns]
     speed = [r.milliseconds(SAMPLE, t) / r.milliseconds(FLOOR, t) for t in (first, last)]
-    stock = r.milliseconds(SAMPLE, first, "stock") / r.milliseconds(SAMPLE, first)
 
     def ahead(figure: Callable[[str, int], float], at: list[int]) -> list[float]:
         """How far the better of the two peers is behind."""
-        return [min(figure(peer, t) for peer in PEERS) / figure(SAMPLE, t) for t in at]
+        return [min(figure(peer, t) for peer in peers) / figure(SAMPLE, t) for t in at]
 
     found = [
         Target("history at most 1.1 times the floor at every T", times(history), max(history) <= 1.1),
@@ -145,16 +153,20 @@ def targets(results: Results) -> list[Target]:
             f"time per activity at most 1.3 times the floor at T = {first}, {last}", times(speed), max(speed) <= 1.3
         ),
     ]
-    for name, figure, at in (
+    compared = [
         ("history", r.kilobytes, turns),
         ("time per activity", r.milliseconds, long),
         ("worker CPU", r.cpu, long),
-    ):
+    ]
+    for name, figure, at in compared if peers else []:
         factors = ahead(figure, at)
         text = f"{name} below both peers at T = {', '.join(map(str, at))}"
         found.append(Target(text, f"the better one takes {times(factors)}", min(factors) > 1))
-    text = f"at least 3 times faster per activity than on a stock dev server at T = {first}"
-    return [*found, Target(text, times([stock]), stock >= 3)]
+    if "stock" in r.servers:
+        stock = r.milliseconds(SAMPLE, first, "stock") / r.milliseconds(SAMPLE, first)
+        text = f"at least 3 times faster per activity than on a stock dev server at T = {first}"
+        found.append(Target(text, times([stock]), stock >= 3))
+    return found
 
 
 def times(factors: list[float]) -> str:
@@ -173,17 +185,24 @@ def markdown(results: Results) -> str:
         server: sum((s.server, s.variant, s.turns) == (server, SAMPLE, first) for s in r.samples)
         for server in ("tuned", "stock")
     }
+    command = f"uv run benchmarks/run.py --rounds {rounds['tuned']} --stock-rounds {rounds['stock']}"
 
     def by_turns(figure: Callable[[str, int], float], show: Callable[[float], str] = number) -> str:
         return table(
             ["", *(f"T = {turns}" for turns in r.turns)],
-            [[NAMES[v], *(show(figure(v, turns)) for turns in r.turns)] for v in VARIANTS],
+            [[NAMES[v], *(show(figure(v, turns)) for turns in r.turns)] for v in r.variants],
         )
+
+    def on_each_server(title: str, figure: Callable[[str, int, str], float]) -> str:
+        def section(server: str) -> str:
+            return f"## {title} on the {server} server, ms\n\n{by_turns(lambda v, turns: figure(v, turns, server))}"
+
+        return "\n".join(map(section, r.servers))
 
     def by_server(figure: Callable[[str, str], float]) -> str:
         return table(
-            ["", "tuned", "stock"],
-            [[NAMES[v], *(number(figure(v, server)) for server in ("tuned", "stock"))] for v in VARIANTS],
+            ["", *r.servers],
+            [[NAMES[v], *(number(figure(v, server)) for server in r.servers)] for v in r.variants],
         )
 
     summary = table(
@@ -211,13 +230,13 @@ def markdown(results: Results) -> str:
                     )
                 ),
             ]
-            for v in VARIANTS
+            for v in r.variants
         ],
     )
     return f"""\
 # Results
 
-Written by `uv run benchmarks/run.py`, in one run of {r.minutes:.0f} minutes.
+Written by `{command}`, in one run of {r.minutes:.0f} minutes.
 
 - Work: T turns of one model call and two tool calls at once, then the answer, which makes
   {work.activities(1) - 1} T + 1 activities. Model and tools take no time; a tool returns {work.RESULT_BYTES:,} bytes.
@@ -228,7 +247,7 @@ Written by `uv run benchmarks/run.py`, in one run of {r.minutes:.0f} minutes.
 - Figures are medians; rounds: {rounds["tuned"]} on the tuned server, {rounds["stock"]} on the stock one. In each round
   all variants take turns. The time of a workflow is the server's, from its start to its end.
 
-{table(["", "what it is"], [[NAMES[v], NOTES[v]] for v in VARIANTS])}
+{table(["", "what it is"], [[NAMES[v], NOTES[v]] for v in r.variants])}
 ## On the tuned server
 
 {summary}
@@ -241,18 +260,8 @@ Written by `uv run benchmarks/run.py`, in one run of {r.minutes:.0f} minutes.
 ## History, events
 
 {by_turns(r.events, "{:,.0f}".format)}
-## Time per activity on the tuned server, ms
-
-{by_turns(r.milliseconds)}
-## Time per activity on the stock server, ms
-
-{by_turns(lambda v, turns: r.milliseconds(v, turns, "stock"))}
-## Worker CPU per workflow on the tuned server, ms
-
-{by_turns(r.cpu)}
-## Worker CPU per workflow on the stock server, ms
-
-{by_turns(lambda v, turns: r.cpu(v, turns, "stock"))}
+{on_each_server("Time per activity", r.milliseconds)}
+{on_each_server("Worker CPU per workflow", r.cpu)}
 ## Workflows a second, {batch.count} at once, T = {batch.turns}
 
 {by_server(r.per_second)}
@@ -300,7 +309,7 @@ def svg(results: Results) -> str:
         Chart("History of a run", "MB", 2, lambda v, turns: r.kilobytes(v, turns) / 1000),
         Chart("Time per activity", "ms", 1, r.milliseconds),
     ]
-    drawn = "".join(draw(chart, PANEL_STEP * i, r.turns) for i, chart in enumerate(charts))
+    drawn = "".join(draw(chart, PANEL_STEP * i, r.turns, r.variants) for i, chart in enumerate(charts))
     title = f"History size and time per activity of agent runs with up to {last} turns"
     font = "ui-sans-serif, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
     note = f"A turn: one model call and two tool calls at once, all instant. {r.machine}."
@@ -322,12 +331,12 @@ class Chart:
     figure: Callable[[str, int], float]
 
 
-def draw(chart: Chart, left: float, turns: list[int]) -> str:
+def draw(chart: Chart, left: float, turns: list[int], variants: list[str]) -> str:
     """The chart with its title, a grid, and a line for each variant."""
     figure = chart.figure
     left += PANEL_LEFT
     right = left + PANEL_WIDTH
-    steps = ticks(max(figure(v, t) for v in VARIANTS for t in turns))
+    steps = ticks(max(figure(v, t) for v in variants for t in turns))
 
     def x(value: float) -> float:
         return left + value / turns[-1] * PANEL_WIDTH
@@ -345,8 +354,8 @@ def draw(chart: Chart, left: float, turns: list[int]) -> str:
     for turn in turns:
         out.append(text(x(turn), BOTTOM + 20, str(turn), FAINT, 'text-anchor="middle"'))
 
-    ends = spread({v: y(figure(v, turns[-1])) for v in VARIANTS})
-    for v in reversed(VARIANTS):  # this sample last, on top of the others
+    ends = spread({v: y(figure(v, turns[-1])) for v in variants})
+    for v in reversed(variants):  # this sample last, on top of the others
         points = [(x(t), y(figure(v, t))) for t in turns]
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
         style = 'stroke-width="3"' if v == SAMPLE else 'stroke-width="2"'

@@ -1,7 +1,7 @@
 """Runs the same work on this sample and on others, side by side, and writes what it took to results.*.
 
     uv run benchmarks/run.py              # about ten minutes
-    uv run benchmarks/run.py --quick      # a minute, to see that it works
+    uv run benchmarks/run.py --quick      # half a minute, to see that it works
 
 Starts a dev server of its own, a tuned one as main.py starts it and then a stock one, and one worker process for each
 variant, all on loopback. In each round every variant does the same work in turn, so that whatever drifts on the machine
@@ -79,6 +79,7 @@ class Options(argparse.Namespace):
     stock_rounds: int
     parallel: int
     quick: bool
+    no_peers: bool
     output: Path | None
 
 
@@ -86,14 +87,18 @@ def parse() -> Options:
     parser = argparse.ArgumentParser(description="Compare this sample with others that do the same work.")
     parser.add_argument("--turns", type=int, nargs="+", default=[3, 10, 30, 60], help="(default: 3 10 30 60)")
     parser.add_argument("--rounds", type=int, default=5, help="on the tuned server (default: %(default)s)")
-    parser.add_argument("--stock-rounds", type=int, default=2, help="on the stock server (default: %(default)s)")
+    parser.add_argument(
+        "--stock-rounds", type=int, default=2, help="on the stock server, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--parallel", type=int, default=50, help="workflows at once (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="3 and 10 turns, one round, 10 workflows at once")
+    parser.add_argument("--quick", action="store_true", help="1 and 3 turns, each once, 5 workflows at once")
+    parser.add_argument("--no-peers", action="store_true", help="only what is in this repository: installs nothing")
     parser.add_argument("--output", type=Path, help="folder for results.* (default: this one; if quick, a new one)")
     options = parser.parse_args(namespace=Options())
     options.turns.sort()
     if options.quick:
-        options.turns, options.rounds, options.stock_rounds, options.parallel = [3, 10], 1, 1, 10
+        options.turns, options.rounds, options.parallel = [1, 3], 1, 5
+        options.stock_rounds = min(options.stock_rounds, 1)
     return options
 
 
@@ -201,10 +206,12 @@ def python_of(module: str) -> str:
 
 
 @contextlib.contextmanager
-def workers(address: str, folder: Path) -> Iterator[list[WorkerProcess]]:
+def workers(address: str, folder: Path, options: Options) -> Iterator[list[WorkerProcess]]:
     with contextlib.ExitStack() as stack:
         started = []
         for variant in VARIANTS:
+            if options.no_peers and variant.module in report.PEERS:
+                continue
             started.append(worker := WorkerProcess(variant, address, folder))
             stack.callback(worker.stop)
         yield started
@@ -249,8 +256,7 @@ async def warm_up(client: Client, worker: WorkerProcess, turns: int) -> None:
         raise RuntimeError(f"{module} had {done} activities where the work is {work.activities(turns)}")
 
 
-async def measure_in_turn(client: Client, worker: WorkerProcess, server: str, turns: int) -> report.Sample:
-    count = max(1, 30 // turns)  # so that short ones have figures that can be relied on
+async def measure_in_turn(client: Client, worker: WorkerProcess, server: str, turns: int, count: int) -> report.Sample:
     before = worker.used()["cpu"]
     handles = [await answer(client, worker, turns) for _ in range(count)]
     cpu = (worker.used()["cpu"] - before) / count
@@ -268,7 +274,7 @@ async def measure(server: str, rounds: int, options: Options, results: report.Re
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
         dev_server(server == "tuned", Path(name)) as address,
-        workers(address, Path(name)) as all_workers,
+        workers(address, Path(name), options) as all_workers,
     ):
         client = await connect(address)
         for worker in all_workers:
@@ -279,9 +285,11 @@ async def measure(server: str, rounds: int, options: Options, results: report.Re
                 await warm_up(client, worker, turns)
         for number in range(1, rounds + 1):
             for turns in options.turns:
+                # So that short ones have figures that can be relied on.
+                count = 1 if options.quick else max(1, 30 // turns)
                 say(f"{server} server, round {number} of {rounds}: {turns} turns")
                 for worker in all_workers:
-                    results.samples.append(await measure_in_turn(client, worker, server, turns))
+                    results.samples.append(await measure_in_turn(client, worker, server, turns, count))
             say(f"{server} server, round {number} of {rounds}: {options.parallel} workflows at once")
             for worker in all_workers:
                 batch = await measure_at_once(client, worker, server, options.turns[0], options.parallel)
@@ -298,7 +306,8 @@ async def run(options: Options) -> report.Results:
     results = report.Results(machine=machine(), versions=versions(), turns=options.turns)
     since = time.monotonic()
     await measure("tuned", options.rounds, options, results)
-    await measure("stock", options.stock_rounds, options, results)
+    if options.stock_rounds:
+        await measure("stock", options.stock_rounds, options, results)
     results.minutes = (time.monotonic() - since) / 60
     return results
 

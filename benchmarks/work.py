@@ -51,6 +51,16 @@ def look_up(tool: str, city: str) -> str:
     return (sentence * (RESULT_BYTES // len(sentence) + 1))[:RESULT_BYTES]
 
 
+async def get_weather(city: str) -> str:
+    """Get the current weather in a city."""
+    return look_up("get_weather", city)
+
+
+async def get_population(city: str) -> str:
+    """Get the number of people who live in a city."""
+    return look_up("get_population", city)
+
+
 def activities(turns: int) -> int:
     """How many activities the work is."""
     return turns * (1 + len(TOOLS)) + 1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import agents
 import pytest
 import toolbox
 from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, make_worker
-from standin import StandIn, held, text
+from standin import Reply, StandIn, held, text
 from standin import json as json_reply
 from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.contrib.pydantic import pydantic_data_converter
+from terminal import Terminal
 
 import main
 from activities import APPROVAL, APPROVALS_MEMO, Approval
@@ -34,6 +35,8 @@ from workflow import AgentRequest, AgentWorkflow
 PROMPT = "Allow it? (y, or n and why)"
 TOKYO, PARIS = ("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})
 ASKED = {city: f'? get_weather(city="{city}") waits for an approval' for city in ("Tokyo", "Paris")}
+
+type Ask = Callable[..., Awaitable[tuple[Terminal, WorkflowHandle[Any, Any]]]]
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -137,21 +140,25 @@ async def test_without_approve_nobody_is_asked(start_agent: StartAgent, standin:
 
 
 @pytest.fixture
-async def worker(client: Client, standin: StandIn) -> AsyncIterator[None]:
-    """A worker in this process for the runs of `main.py --no-worker`."""
+async def ask(client: Client, open_terminal: OpenTerminal, standin: StandIn) -> AsyncIterator[Ask]:
+    """With a worker here, start a run with these replies of the model, and wait until it asks about Tokyo."""
+
+    async def ask(*turns: Reply, **options: Any) -> tuple[Terminal, WorkflowHandle[Any, Any]]:
+        name = uuid.uuid4().hex
+        standin.play(*turns, text("the answer"))
+        terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve", **options)
+        await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"), gone=["Paris"])
+        return terminal, client.get_workflow_handle(name)
+
     async with make_worker(client, main.TASK_QUEUE, max_heartbeat_throttle_interval=timedelta(milliseconds=100)):
-        yield
+        yield ask
 
 
-@pytest.mark.usefixtures("worker")
 async def test_the_questions_are_asked_one_after_the_other_and_answered_by_what_is_typed_then(
-    client: Client, open_terminal: OpenTerminal, standin: StandIn
+    ask: Ask, standin: StandIn
 ) -> None:
-    name = uuid.uuid4().hex
-    standin.play(calls(TOKYO, PARIS), text("the answer"))
-    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve")
+    terminal, handle = await ask(calls(TOKYO, PARIS))
     wait = asyncio.to_thread
-    await wait(terminal.wait_for, prompt("Tokyo"), gone=["Paris"])
     terminal.type("maybe\n")
     await wait(terminal.wait_for, f"{PROMPT} maybe\n    {PROMPT}")
     assert standin.lookups == []
@@ -173,19 +180,12 @@ async def test_the_questions_are_asked_one_after_the_other_and_answered_by_what_
         f"{PROMPT} n it is too far away",
     ]
     assert [line[0] for line in lines if "done in" in line] == ["✓"] * 3
-    assert await questions(client.get_workflow_handle(name)) == {}
+    assert await questions(handle) == {}
 
 
-@pytest.mark.usefixtures("worker")
-async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(
-    client: Client, open_terminal: OpenTerminal, standin: StandIn
-) -> None:
-    name = uuid.uuid4().hex
-    standin.play(calls(TOKYO, PARIS), text("the answer"))
-    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve", size=(160, 24))
-    await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"))
+async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(ask: Ask, standin: StandIn) -> None:
+    terminal, handle = await ask(calls(TOKYO, PARIS), size=(160, 24))
     # Somebody else allows both calls, and the first of them is done while the question about the second is open.
-    handle = client.get_workflow_handle(name)
     tokyo, paris = await questions(handle)
     await answer(handle, tokyo, True)
     await asyncio.to_thread(terminal.wait_for, "It was answered elsewhere.", prompt("Paris"))
@@ -202,17 +202,10 @@ async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(
     assert [line for line in lines if PROMPT in line] == [f"{PROMPT} It was answered elsewhere."] * 2
 
 
-@pytest.mark.usefixtures("worker")
-async def test_an_answer_that_comes_too_late_does_no_harm(
-    client: Client, open_terminal: OpenTerminal, standin: StandIn
-) -> None:
-    name = uuid.uuid4().hex
-    standin.play(calls(TOKYO), calls(PARIS), text("the answer"))
-    terminal = open_terminal("--no-worker", "Weather?", "--id", name, "--approve")
-    await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"))
+async def test_an_answer_that_comes_too_late_does_no_harm(ask: Ask, standin: StandIn) -> None:
+    terminal, handle = await ask(calls(TOKYO), calls(PARIS))
     # Both answer at the same moment.
     terminal.process.send_signal(signal.SIGSTOP)
-    handle = client.get_workflow_handle(name)
     [call] = await questions(handle)
     await answer(handle, call, True)
     terminal.type("n never\n")

@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -332,17 +331,3 @@ def test_no_temporal_command_is_told(folder: Path, environment: dict[str, str]) 
 
 def site() -> str:
     return os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
-
-
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
-def test_the_command_of_the_readme(environment: dict[str, str], tmp_path: Path) -> None:
-    result = subprocess.run(
-        ["uv", "run", "python", "main.py", "What is the weather in Tokyo?"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (result.returncode, result.stdout) == (0, TOKYO)

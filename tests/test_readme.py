@@ -1,47 +1,127 @@
-"""What README.md and CONTRIBUTING.md claim: their links, their file map, their code and their commands."""
+"""What README.md and CONTRIBUTING.md claim: their links, their file map, their code, their figures and their commands.
 
+The commands are taken from the text and run by a shell as they stand there; what would take minutes, with smaller
+numbers put into the same text.
+"""
+
+import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, RunMain
-
-import offline
+from conftest import ROOT, StartAgent, StartServer
+from standin import StandIn
+from temporalio.client import Client
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 README = DOCUMENTS[0].read_text()
 TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
+PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 
-# Commands that take minutes, or a service, or a browser, and what stands in for them here: see the tests below.
-ELSEWHERE = {
-    "uv run pytest",  # this
-    "uv run benchmarks/run.py",
-    "uv run python tests/soak.py --kills 60 --seed 7 --minutes 25",
-    "uv run python tests/marathon.py --calls 2000",
-    "uv run python tests/record_history.py ID NAME",
-    "uv run python docs/screenshot.py",
-    "uv run python main.py --worker",  # test_crashes.py, test_terminal.py
+# Whole blocks, lines that stand above what comes of them, and what is named in the text.
+COMMANDS: set[str] = {
+    *(block.strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)),
+    *re.findall(r"^\$ (.*)", TEXT, re.MULTILINE),
+    *(code for code in re.findall(r"`([^`\n]+)`", PROSE) if re.match(r"uv (run|add)\b|for |bash ", code)),
+}
+NOT_RUN = {
+    "bash .ci/run": "this is what runs all tests, this one too",
 }
 
+_taken: set[str] = set()
 
-def commands() -> set[str]:
-    """All `uv run` commands of code blocks and of code in the text, without what is assigned before or said after."""
-    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
-    lines += re.findall(r"^\$ (.*)", TEXT, re.MULTILINE)  # in a block that also shows what comes of them
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
-    found = {match[0].partition("  #")[0].strip() for line in lines if (match := re.search(r"uv run .*", line))}
-    return {command for command in found if "ID" not in command.split() or command in ELSEWHERE}
+
+def take(pattern: str) -> str:
+    """The one command that the pattern is found in, for a test below to run."""
+    found = [command for command in COMMANDS if re.search(pattern, command)]
+    assert len(found) == 1, f"{pattern!r} is found in {found}"
+    _taken.update(found)
+    return found[0]
+
+
+def change(text: str, *changes: tuple[str, str]) -> str:
+    for old, new in changes:
+        assert old in text, f"{old!r} is no longer in {text!r}"
+        text = text.replace(old, new)
+    return text
+
+
+def copy(folder: Path, *files: str) -> None:
+    for file in (*(path.name for path in ROOT.glob("*.py")), *files):
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+
+
+type Start = Callable[..., subprocess.Popen[str]]
+type Run = Callable[..., str]
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a text in a shell, where `uv run` takes what it runs from the environment of the tests."""
+    processes: list[subprocess.Popen[str]] = []
+    uv = tmp_path_factory.mktemp("bin") / "uv"
+    uv.write_text('#!/bin/sh\n[ "$1" = run ] && shift && case $1 in *.py) exec python "$@";; *) exec "$@";; esac\n')
+    uv.chmod(0o755)
+    path = os.pathsep.join([str(uv.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def start(text: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["bash", "-euc", text],
+            cwd=cwd,
+            env={**environment, "PATH": path, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Run a text in a shell, which has to succeed. Returns what it writes to standard output."""
+
+    def run(text: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
+        process = start(text, cwd, env)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, f"{out}\n{err}"
+        assert "Traceback" not in err
+        return out
+
+    return run
+
+
+# ── The text ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
     assert len(links) > 5
     assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_no_line_of_the_text_is_long() -> None:
+    lines = [line for line in PROSE.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def test_the_file_map_has_every_file() -> None:
@@ -62,61 +142,255 @@ def test_the_code_in_it_is_code_that_runs() -> None:
         assert any(lines[i : i + len(wanted)] == wanted for i in starts), block
 
 
-def test_every_run_of_main_answers(run_main: RunMain) -> None:
-    # Those that need a worker beside them are in test_crashes.py.
-    queries = {command for command in commands() - ELSEWHERE if command.startswith("uv run python main.py")}
-    queries = {command for command in queries if "--no-worker" not in command}
-    assert queries
-    for command in sorted(queries):
-        arguments = shlex.split(command)[4:]
-        if arguments[0] == "--id" and len(arguments) == 2:  # of a run that is there already
-            run_main("--offline", "Weather in Tokyo?", *arguments)
-        result = run_main("--offline", *arguments)
-        assert (result.returncode, bool(result.stdout)) == (0, True), command
+def test_every_command_is_run_by_a_test_or_it_says_here_why_not() -> None:
+    assert _taken | set(NOT_RUN) == COMMANDS
+    assert _taken.isdisjoint(NOT_RUN)
 
 
-def test_every_other_command_is_known() -> None:
-    others = ("uv run python main.py", "uv run temporal ")
-    rest = {command for command in commands() if not command.startswith(others)}
-    assert rest - ELSEWHERE == set()
-    for command in rest - {"uv run pytest"}:
-        [script] = [word for word in shlex.split(command) if word.endswith(".py")]
-        assert (ROOT / script).is_file(), command
+# ── Runs of the sample ───────────────────────────────────────────────────────────────────────────────────
+
+QUESTION = 'main.py "What is the weather in Tokyo?"'
+TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
+
+SHOWN, SHOWN_AGAIN = take(r'main\.py --id readme "'), take(r"main\.py --id readme$")
+FIRST_RUN = take(r"uv run pytest$")
+WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
+LOOP = take(r"^for ")
 
 
-def test_the_commands_of_temporal_are_commands_and_options_that_it_has() -> None:
-    found = {command for command in commands() if command.startswith("uv run temporal ")}
-    assert found
-    for command in found:
-        words = shlex.split(command)[3:]
-        options = [word for word in words if word.startswith("--")]
-        path = words[: words.index(options[0])] if options else words
-        names = path[: path.index("create") + 1] if "create" in path else path  # what follows is a name
-        result = subprocess.run(
-            [str(offline.find_temporal()), *names, "--help"], capture_output=True, text=True, check=True, timeout=60
-        )
-        assert [option for option in options if option not in result.stdout] == [], command
+def test_the_run_that_is_shown_comes_out_as_shown_and_is_joined_by_its_name(run: Run) -> None:
+    [block] = [block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if SHOWN in block]
+
+    def timeless(lines: str) -> list[str]:
+        return re.sub(r"\d+\.\d s", "0.1 s", lines).splitlines()
+
+    lines = timeless(run(f"{SHOWN} 2>&1"))
+    # The address of the page and how to look back at it are those of the dev server that main.py starts itself.
+    shown = [line for line in timeless(block)[1:] if "http://" not in line and "look back" not in line]
+    assert len(shown) > 10
+    for line in shown:
+        assert any(real.startswith(line.removesuffix("…").rstrip()) for real in lines), line
+    cities = [line for line in shown if line.startswith(("New York:", "Los Angeles:"))]
+    assert run(SHOWN_AGAIN).splitlines() == cities
 
 
-@pytest.mark.parametrize("script", ["tests/soak.py", "benchmarks/run.py"])
-def test_a_long_command_has_the_options_that_are_named(script: str) -> None:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True, timeout=60
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
+def test_the_first_commands_with_the_real_uv(run: Run) -> None:
+    text = change(FIRST_RUN, ("uv run pytest", "uv run pytest --version"))
+    assert run(text, env={"PATH": os.environ["PATH"]}) == f"{TOKYO}pytest {pytest.__version__}\n"
+
+
+def test_with_a_key_and_a_server(run: Run, standin: StandIn, environment: dict[str, str]) -> None:
+    address = environment.pop("TEMPORAL_ADDRESS")
+    text = change(WITH_A_KEY, ("_KEY=… ", "_KEY=a-key "), ("localhost:7233", address))
+    assert run(text, env={**standin.environment, "AI_GATEWAY_API_KEY": ""}) == TOKYO
+    assert [call.headers["authorization"] for call in standin.calls] == ["Bearer a-key"] * 2
+
+
+def test_many_runs_in_a_row(run: Run) -> None:
+    assert run(change(LOOP, ("seq 200", "seq 2"))) == TOKYO * 2
+
+
+# ── Out of one machine ───────────────────────────────────────────────────────────────────────────────────
+
+SEPARATE_WORKERS = take(r"main\.py --no-worker")
+NAMESPACE = take(r"temporal operator namespace create")
+PROFILE = take(r"^export TEMPORAL_CONFIG_FILE")
+BUILDS = take(r"^TEMPORAL_WORKER_BUILD_ID")
+KEY_AND_FOLDER = take(r"^export PAYLOAD_KEY")
+
+
+def test_a_worker_with_the_key_serves_those_without(run: Run, standin: StandIn, environment: dict[str, str]) -> None:
+    text = change(
+        SEPARATE_WORKERS,
+        ("temporal.example.com:7233", environment.pop("TEMPORAL_ADDRESS")),
+        ("uv run python main.py --worker ", "AI_GATEWAY_API_KEY=a-key uv run python main.py --worker &> /dev/null & "),
     )
-    named = {option for command in commands() if script in command for option in re.findall(r" (--[\w-]+)", command)}
-    assert [option for option in named if option not in result.stdout] == []
+    # A worker that is stopped exits with 0.
+    assert run(f"{text}\nkill $!\nwait $!", env={**standin.environment, "AI_GATEWAY_API_KEY": ""}) == TOKYO
+    assert len(standin.calls) == 2
 
 
-def test_the_marathon_runs() -> None:
-    command = [sys.executable, str(ROOT / "tests" / "marathon.py"), "--calls", "12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert "answer 'done' after 12 model calls" in result.stdout
+def test_a_namespace_is_made(run: Run) -> None:
+    name = uuid.uuid4().hex
+    run(change(NAMESPACE, ("--namespace agents", f"--namespace {name}")))
+    description = json.loads(run(f"uv run temporal operator namespace describe --namespace {name} --output json"))
+    [days] = re.findall(r"--retention (\d+)d", NAMESPACE)
+    assert description["config"]["workflowExecutionRetentionTtl"] == f"{int(days) * 24 * 3600}s"
 
 
-def test_a_history_is_recorded_as_it_says(run_main: RunMain, environment: dict[str, str], tmp_path: Path) -> None:
-    run_main("--offline", "Weather in Tokyo?", "--id", "to-be-recorded")
-    shutil.copy(ROOT / "tests" / "record_history.py", tmp_path)
-    (tmp_path / "histories").mkdir()
-    command = [sys.executable, str(tmp_path / "record_history.py"), "to-be-recorded", "name"]
-    subprocess.run(command, env=environment, check=True, timeout=60)
-    assert "tool_call_activity" in (tmp_path / "histories" / "name.json").read_text()
+async def test_a_profile_is_read_by_the_command_of_temporal_and_by_a_worker(
+    start: Start, client: Client, environment: dict[str, str], tmp_path: Path
+) -> None:
+    # That it holds for TLS and keys too is in test_growing.py.
+    name = uuid.uuid4().hex
+    handle = await client.start_workflow("Unknown", id=name, task_queue=name)
+    while not [run async for run in client.list_workflows(f'WorkflowId = "{name}"')]:
+        pass
+    copy(tmp_path)
+    address = environment.pop("TEMPORAL_ADDRESS")
+    (tmp_path / "temporal.toml").write_text(f'[profile.production]\naddress = "{address}"\n')
+    process = start(PROFILE, tmp_path)
+    assert process.stderr is not None
+    assert process.stdout is not None
+    assert any(line == f"Worker on {address} is ready. Ctrl-C stops it.\n" for line in process.stderr)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert name in process.stdout.read()
+    await handle.terminate()
+
+
+def test_a_build_is_made_the_current_one(start: Start, run: Run, start_server: StartServer) -> None:
+    # That runs stay with their build, of two, is in test_growing.py.
+    env = {"TEMPORAL_ADDRESS": start_server()[1]}
+    worker, make_current, describe = BUILDS.splitlines()
+    stderr = start(worker, env=env).stderr
+    assert stderr is not None
+    assert any("is ready" in line for line in stderr)
+    # The server may know of it only a moment later.
+    run(f"until {make_current}; do test $SECONDS -lt 30; done", env=env)
+    described = run(change(describe, ("--build-id 1", "--build-id 2")), env=env)
+    assert re.search(r"CurrentSinceTime +(now|\d+ seconds? ago)\n", described)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl, which makes the key")
+def test_the_key_and_the_folder_are_taken_by_the_converter(run: Run, tmp_path: Path) -> None:
+    code = """
+import asyncio
+from converter import data_converter
+
+async def main():
+    converter = data_converter()
+    [payload] = await converter.encode(["a" * 300_000])
+    print(len(payload.data), await converter.decode([payload]) == ["a" * 300_000])
+
+asyncio.run(main())
+"""
+    text = change(KEY_AND_FOLDER, ("/mnt/payloads", str(tmp_path)))
+    size, same = run(f"{text}\nuv run python -c {shlex.quote(code)}", ROOT / "tests").split()
+    [file] = tmp_path.iterdir()
+    assert b"aaaa" not in file.read_bytes()
+    assert (int(size) < 1000, same) == (True, "True")
+
+
+# ── What has to be installed ─────────────────────────────────────────────────────────────────────────────
+
+ADD_FOR_THE_BRIDGE, ADD_FOR_ENCRYPTION = take(r"uv add vercel"), take(r"uv add cryptography")
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
+@pytest.mark.parametrize("command", [ADD_FOR_THE_BRIDGE, ADD_FOR_ENCRYPTION])
+def test_packages_are_added(command: str, tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nname = "empty"\nversion = "1"\nrequires-python = ">=3.12"\n')
+    # Not from the network: these are the packages that the tests have.
+    subprocess.run([*shlex.split(command), "--frozen"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    added = tomllib.loads(project.read_text())["project"]["dependencies"]
+    here = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pins = [*here["project"]["dependencies"], *here["dependency-groups"]["dev"]]
+    assert added
+    assert [name for name in added if not any(pin == name or pin.startswith(f"{name}==") for pin in pins)] == []
+
+
+# ── Scripts beside the sample ────────────────────────────────────────────────────────────────────────────
+
+SOAK = take(r"tests/soak\.py")
+MARATHON = take(r"tests/marathon\.py")
+RECORD = take(r"tests/record_history\.py")
+SCREENSHOT = take(r"docs/screenshot\.py")
+BENCHMARK = take(r"benchmarks/run\.py")
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_soak_kills_and_counts(run: Run) -> None:
+    # With this seed, the first round is one run, which is killed with its server while it is under way.
+    out = run(change(SOAK, ("--kills 60", "--kills 1"), ("--seed 7", "--seed 52")))
+    assert re.search(r"^seed 52, \d rounds, 1 kills in .* minutes$", out, re.MULTILINE)
+    said = re.findall(r" runs (\d+), right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,", out)
+    runs, right = said[-1]
+    assert runs == right
+    assert re.search(r"^seconds from the last kill to the answer: median \d+\.\d, max \d+\.\d$", out, re.MULTILINE)
+    assert out.endswith("dev server left behind: no\n")
+
+
+def test_the_marathon_runs(run: Run) -> None:
+    out = run(change(MARATHON, ("--calls 2000", "--calls 12")))
+    assert "answer 'done' after 12 model calls" in out
+    assert "lookups: 11\n" in out
+
+
+async def test_a_history_is_recorded(run: Run, start_agent: StartAgent, tmp_path: Path) -> None:
+    copy(tmp_path, "tests/record_history.py")
+    (tmp_path / "tests" / "histories").mkdir()
+    handle = await start_agent()
+    await handle.result()
+    run(change(RECORD, ("ID", handle.id), ("NAME", "name")), tmp_path)
+    history = json.loads((tmp_path / "tests" / "histories" / "name.json").read_text())
+    assert history["events"][-1]["eventType"] == "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"
+
+
+# Where there is no browser: it keeps the page itself in the place of its picture.
+STAND_IN = f"""\
+#!{sys.executable}
+import pathlib, sys, urllib.request
+[file] = [word.removeprefix("--screenshot=") for word in sys.argv if word.startswith("--screenshot=")]
+pathlib.Path(file).write_bytes(urllib.request.urlopen(sys.argv[-1]).read())
+"""
+
+
+def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
+    copy(folder, "docs/screenshot.py")
+    beginning = b"\x89PNG"
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        (folder / "chromium").write_text(STAND_IN)
+        (folder / "chromium").chmod(0o755)
+        beginning = b"<!doctype html>"
+    run(f"PATH=$PATH:{shlex.quote(str(folder))}\n{SCREENSHOT}", folder)
+    assert (folder / "docs" / "web-ui.png").read_bytes().startswith(beginning)
+
+
+def table(document: str, title: str) -> list[str]:
+    section = document.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("|")]
+
+
+def figures(document: str, title: str) -> dict[str, list[float]]:
+    rows = [line.strip("| ").split(" | ") for line in table(document, title)[2:]]
+    return {name: [float(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
+
+
+def test_the_benchmark_measures_and_writes_tables_and_a_picture(run: Run, tmp_path: Path) -> None:
+    # Without the two others, which have to be installed, and with one server of the two.
+    run(f"{BENCHMARK} --quick --no-peers --stock-rounds 0 --output {shlex.quote(str(tmp_path))}")
+    results = (tmp_path / "results.md").read_text()
+    summary = figures(results, "On the tuned server")
+    assert list(summary) == ["this sample", "bare workflow", "obvious version"]
+    assert all(figure > 0 for row in summary.values() for figure in row)
+    sample, floor, obvious = (row[0] for row in summary.values())
+    assert obvious > 1.5 * max(sample, floor)  # its transcripts are in the history
+    picture = ElementTree.parse(tmp_path / "results.svg").getroot()
+    of_svg = {"": "http://www.w3.org/2000/svg"}
+    lines = [line.attrib["points"] for line in picture.findall("polyline", of_svg)]
+    assert len(lines) == 2 * 3
+    for point in " ".join(lines).split():
+        x, y = map(float, point.split(","))
+        assert 0 < x < 960
+        assert 0 < y < 400
+    labels = [label.text or "" for label in picture.findall("text", of_svg)]
+    assert [sum(label.startswith(name) for label in labels) for name in summary] == [2, 2, 2]
+
+
+def test_the_figures_of_the_benchmark_are_those_that_it_wrote(run: Run, tmp_path: Path) -> None:
+    written = {name: (ROOT / "benchmarks" / name).read_text() for name in ("results.md", "results.svg")}
+    shutil.copy(ROOT / "benchmarks" / "results.json", tmp_path)
+    run(f"uv run benchmarks/report.py {shlex.quote(str(tmp_path))}")
+    assert {name: (tmp_path / name).read_text() for name in written} == written
+
+    results = written["results.md"]
+    assert f"Written by `{BENCHMARK}`" in results
+    assert table(README, "What it costs") == table(results, "On the tuned server")
+    stock = figures(results, "Time per activity on the stock server, ms")
+    all_of_stock = [round(figure) for row in stock.values() for figure in row]
+    factor = stock["this sample"][0] / figures(results, "Time per activity on the tuned server, ms")["this sample"][0]
+    said = re.search(r"take (\d+) to (\d+) ms\s+per activity: this sample ([\d.]+) times as long at T = 3", README)
+    assert said is not None
+    assert said.groups() == (str(min(all_of_stock)), str(max(all_of_stock)), f"{factor:.1f}")
