@@ -200,6 +200,19 @@ async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(
 
 
 @pytest.mark.usefixtures("worker")
+async def test_ctrl_d_is_no_answer(open_terminal: OpenTerminal, standin: StandIn) -> None:
+    standin.play(calls(TOKYO), text("the answer"))
+    terminal = open_terminal("--no-worker", "Weather?", "--approve")
+    await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"))
+    terminal.type("\x04")
+    await asyncio.to_thread(terminal.wait_for, f"{PROMPT}\n    {PROMPT}")
+    assert standin.lookups == []
+    terminal.type("y\n")
+    assert (await asyncio.to_thread(terminal.finish))[0] == 0
+    assert standin.lookups == ["Tokyo"]
+
+
+@pytest.mark.usefixtures("worker")
 async def test_an_answer_that_comes_too_late_does_no_harm(
     client: Client, open_terminal: OpenTerminal, standin: StandIn
 ) -> None:
@@ -295,6 +308,28 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_an_answer_that_nobody_takes_can_be_interrupted(
+    client: Client, start_main: StartMain, standin: StandIn
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(calls(TOKYO), text("the answer"))
+    async with make_worker(client, main.TASK_QUEUE):
+        handle = await client.start_workflow(
+            AgentWorkflow.run,
+            AgentRequest(query="Weather?", model="m", approve=True),
+            id=name,
+            task_queue=main.TASK_QUEUE,
+        )
+        [call] = await until_asked(handle, "Tokyo")
+    process = start_main("--no-worker", "--id", name, "--yes", call, env=standin.environment)
+    async with asyncio.timeout(60):
+        while not (await handle.describe()).raw_description.HasField("pending_workflow_task"):
+            pass
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.to_thread(process.communicate, timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
 async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_main: RunMain, standin: StandIn) -> None:
     # The process ends at once, and would take the call that it began with it.
     standin.play(calls(TOKYO), text("the answer"))
