@@ -313,16 +313,14 @@ async def test_an_answer_that_nobody_takes_can_be_interrupted(
 ) -> None:
     name = uuid.uuid4().hex
     standin.play(calls(TOKYO), text("the answer"))
-    async with make_worker(client, main.TASK_QUEUE):
-        handle = await client.start_workflow(
-            AgentWorkflow.run,
-            AgentRequest(query="Weather?", model="m", approve=True),
-            id=name,
-            task_queue=main.TASK_QUEUE,
-        )
-        [call] = await until_asked(handle, "Tokyo")
+    victim = start_main("Weather?", "--id", name, "--approve", env=standin.environment)
+    handle = client.get_workflow_handle(name)
+    await asyncio.to_thread(printed_commands, victim, 1)
+    [call] = await until_asked(handle, "Tokyo")
+    victim.kill()
+    victim.wait()
     process = start_main("--no-worker", "--id", name, "--yes", call, env=standin.environment)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(60):  # the answer has arrived when there is a task for a worker
         while not (await handle.describe()).raw_description.HasField("pending_workflow_task"):
             pass
     process.send_signal(signal.SIGINT)

@@ -71,13 +71,12 @@ QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attem
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
     temporal_tool(break_down, retry_policy=QUICKLY),
-    temporal_tool(big_result),
+    temporal_tool(big_result, heartbeat_timeout=None),
     temporal_tool(not_json),
     temporal_tool(noise),
     temporal_tool(open_door, approval=True),
     temporal_tool(
         wait_for_ever,
-        heartbeat_timeout=None,
         start_to_close_timeout=timedelta(seconds=1),
         retry_policy=RetryPolicy(maximum_attempts=1),
     ),
