@@ -118,6 +118,17 @@ def test_workers_share_the_work_and_either_may_be_killed(start: StartMain, stand
     assert "Paris" in answer(client, 2 * BOUND)
 
 
+def test_without_a_worker_it_says_that_it_waits_for_one(
+    start: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    _, address = start_server()
+    env = {**standin.environment, "TEMPORAL_ADDRESS": address}
+    client = start("--no-worker", "Weather in Tokyo?", env=env)
+    wait_for_line(client, "No worker serves the task queue durable-agent; waiting for one.")
+    start("--worker", env=env)
+    assert "Tokyo" in answer(client)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_worker_hands_its_calls_over_at_once(
     start: StartMain, standin: StandIn, number: signal.Signals

@@ -163,19 +163,6 @@ async def test_a_run_that_timed_out_is_told(run_main: RunMain, client: Client) -
     assert last_line(result) == "Error: the run failed: Workflow timed out"
 
 
-def test_without_a_worker_it_waits_for_one_and_says_so(
-    start_main: StartMain, start_server: StartServer, standin: StandIn
-) -> None:
-    _, address = start_server()
-    env = {**standin.environment, "TEMPORAL_ADDRESS": address}
-    process = start_main("--no-worker", "Weather in Tokyo?", env=env)
-    assert process.stderr is not None
-    waiting = "No worker serves the task queue durable-agent; waiting for one.\n"
-    assert waiting in iter(process.stderr.readline, "")
-    start_main("--worker", env=env)
-    assert process.communicate(timeout=60)[0] == TOKYO
-
-
 def test_a_run_that_is_not_there_cannot_be_joined(run_main: RunMain) -> None:
     result = run_main("--id", "nobody")
     assert (result.returncode, last_line(result)) == (
