@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
     from toolbox import TOOLS, Leg
 
-    from activities import ModelRequest, WireMessage
+    from activities import ModelRequest, ToolCall, WireMessage, tool_call_activity
     from durable import Carried, HistoryFull, TemporalLanguageModel, temporal_failures
     from workflow import agent
 
@@ -95,6 +95,37 @@ class StructuredWorkflow:
 
         with temporal_failures():
             return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
+
+
+@workflow.defn
+class LocalTypeWorkflow:
+    """Asks for an answer of a type that only this function knows."""
+
+    @workflow.run
+    async def run(self) -> None:
+        class Local(pydantic.BaseModel):
+            city: str
+
+        async def ask(llm: ai.LanguageModel) -> None:
+            await ai.stream_step(llm, ai.make_messages(user="go"), output_type=Local)
+
+        with temporal_failures():
+            await transcript_of(ai.run(ask, TemporalLanguageModel("test/model")))
+
+
+@workflow.defn
+class LostToolWorkflow:
+    """Calls a tool that no worker has, past all checks, and once."""
+
+    @workflow.run
+    async def run(self) -> None:
+        with temporal_failures():
+            await workflow.execute_activity(
+                tool_call_activity,
+                ToolCall(tool="lost", arguments={}),
+                start_to_close_timeout=timedelta(seconds=10),
+                retry_policy=RetryPolicy(maximum_attempts=1),
+            )
 
 
 @workflow.defn
@@ -200,6 +231,8 @@ WORKFLOWS = [
     ImpatientWorkflow,
     AnswerWorkflow,
     StructuredWorkflow,
+    LocalTypeWorkflow,
+    LostToolWorkflow,
     SendWorkflow,
     TwoAgentsWorkflow,
     LongWorkflow,

@@ -202,6 +202,16 @@ async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(ask: As
     assert [line for line in lines if PROMPT in line] == [f"{PROMPT} It was answered elsewhere."] * 2
 
 
+async def test_ctrl_d_is_no_answer(ask: Ask, standin: StandIn) -> None:
+    terminal, _ = await ask(calls(TOKYO))
+    terminal.type("\x04")
+    await asyncio.to_thread(terminal.wait_for, f"{PROMPT}\n    {PROMPT}")
+    assert standin.lookups == []
+    terminal.type("y\n")
+    assert (await asyncio.to_thread(terminal.finish))[0] == 0
+    assert standin.lookups == ["Tokyo"]
+
+
 async def test_an_answer_that_comes_too_late_does_no_harm(ask: Ask, standin: StandIn) -> None:
     terminal, handle = await ask(calls(TOKYO), calls(PARIS))
     # Both answer at the same moment.
@@ -291,6 +301,26 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_an_answer_that_nobody_takes_can_be_interrupted(
+    client: Client, start_main: StartMain, standin: StandIn
+) -> None:
+    name = uuid.uuid4().hex
+    standin.play(calls(TOKYO), text("the answer"))
+    victim = start_main("Weather?", "--id", name, "--approve", env=standin.environment)
+    handle = client.get_workflow_handle(name)
+    await asyncio.to_thread(printed_commands, victim, 1)
+    [call] = await until_asked(handle, "Tokyo")
+    victim.kill()
+    victim.wait()
+    process = start_main("--no-worker", "--id", name, "--yes", call, env=standin.environment)
+    async with asyncio.timeout(60):  # the answer has arrived when there is a task for a worker
+        while not (await handle.describe()).raw_description.HasField("pending_workflow_task"):
+            pass
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.to_thread(process.communicate, timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
 async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_main: RunMain, standin: StandIn) -> None:
     # The process ends at once, and would take the call that it began with it.
     standin.play(calls(TOKYO), text("the answer"))

@@ -1,5 +1,6 @@
 """Real processes killed with real signals: nothing is lost, and nothing that was done is done again."""
 
+import asyncio
 import functools
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from conftest import StartMain, StartServer
 from standin import StandIn, hang, held, json, text
 from standin import tools as calls
+from temporalio.client import Client
 
 import offline
 
@@ -115,6 +118,17 @@ def test_workers_share_the_work_and_either_may_be_killed(start: StartMain, stand
     assert "Paris" in answer(client, 2 * BOUND)
 
 
+def test_without_a_worker_it_says_that_it_waits_for_one(
+    start: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    _, address = start_server()
+    env = {**standin.environment, "TEMPORAL_ADDRESS": address}
+    client = start("--no-worker", "Weather in Tokyo?", env=env)
+    wait_for_line(client, "No worker serves the task queue durable-agent; waiting for one.")
+    start("--worker", env=env)
+    assert "Tokyo" in answer(client)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_worker_hands_its_calls_over_at_once(
     start: StartMain, standin: StandIn, number: signal.Signals
@@ -191,6 +205,35 @@ def test_cancelling_closes_the_connection_to_the_model(
     assert len(standin.calls) == 1
 
 
+async def test_a_terminated_run_is_told_with_the_reason(start: StartMain, standin: StandIn, client: Client) -> None:
+    name = uuid.uuid4().hex
+    standin.play(hang())
+    process = start("Weather?", "--id", name)
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    await client.get_workflow_handle(name).terminate(reason="nobody wants to know")
+    out, err = await asyncio.to_thread(process.communicate, timeout=20)
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1] == "Error: the run was terminated: nobody wants to know"
+
+
+def test_a_second_ctrl_c_ends_what_a_silent_server_holds_up(
+    start: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    server, address = start_server()
+    standin.play(hang())
+    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
+    standin.wait_for(calls=1)
+    server.send_signal(signal.SIGSTOP)
+    presses = 0
+    while process.poll() is None and presses < 10:
+        presses += 1
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.5)
+    assert process.poll() == 130
+    assert presses > 1  # or nothing held it up
+
+
 # ── Killed servers ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -227,6 +270,38 @@ def test_a_named_server_that_is_lost_is_waited_for(
     start_server(*database, port=int(address.rpartition(":")[2]))
     release.set()
     assert answer(process, 60) == "the answer\n"
+
+
+def test_a_named_server_that_is_gone_for_good_is_given_up(
+    start: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    server, address = start_server()
+    standin.play(hang())
+    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
+    standin.wait_for(calls=1)
+    kill(server)
+    wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
+    since = time.monotonic()
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1].startswith("Error: the Temporal server does not come back (")
+    assert err.endswith("; when it is back, rejoin the run with: uv run python main.py --id ID\n")
+    assert time.monotonic() - since > 50  # the minute of the README began before the line
+
+
+def test_a_server_that_comes_back_without_the_run_says_so(
+    start: StartMain, start_server: StartServer, standin: StandIn
+) -> None:
+    server, address = start_server()  # which keeps its runs in memory
+    standin.play(hang())
+    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
+    standin.wait_for(calls=1)
+    kill(server)
+    wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
+    start_server(port=int(address.rpartition(":")[2]))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1].startswith("Error: the Temporal server refused: workflow execution not found")
 
 
 def test_server_and_run_killed_together(folder: Path, start: StartMain, standin: StandIn) -> None:

@@ -1,16 +1,19 @@
 """The bridge: the unchanged loop in a real workflow, against real HTTP."""
 
 import asyncio
+import functools
 import gc
 import inspect
+import json
 import re
 import types
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, override
 
 import agents
+import pydantic
 import pytest
 import toolbox
 import vercel_ai_sdk as ai
@@ -20,13 +23,13 @@ from standin import tools as calls
 from starlette.responses import JSONResponse, Response
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError
-from temporalio.worker import Replayer
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.worker import Replayer, Worker
 from vercel_ai_sdk.core.tools import _tool_registry
 
 import tools
 import workflow
-from activities import CheckedGatewayModel, ModelReply, ModelRequest
+from activities import CheckedGatewayModel, ModelActivities, ModelReply, ModelRequest
 from durable import WORKFLOW_RUNNER, _Pump, temporal_tool, temporal_tools
 from offline import finish, tool_call
 
@@ -221,6 +224,29 @@ async def test_tool_calls_with_one_id_are_told_apart(execute: Execute, standin: 
     assert [result["toolCallId"] for result in standin.calls[2].tool_results] == ["1", "1-2", "1-3"]
 
 
+async def test_broken_calls_with_one_id_are_told_apart_too(execute: Execute, standin: StandIn) -> None:
+    standin.play(calls(("1", "count_legs", '{"legs": ['), ("1", "count_legs", '{"legs": [7')), text("done"))
+    messages = await execute(agents.OtherWorkflow, "go")
+    assert {id: part.status for id, part in tool_parts(messages).items()} == {"1": "error", "1-2": "error"}
+
+
+async def test_a_tool_that_is_not_finished_in_time_is_reported_to_the_model(execute: Execute, standin: StandIn) -> None:
+    standin.play(calls(("1", "wait_for_ever", {})), text("I see"))
+    await execute(agents.OtherWorkflow, "go")
+    [result] = standin.calls[1].tool_results
+    problem = "ToolError: wait_for_ever failed: it was not finished in time (start_to_close)"
+    assert result["output"] == {"type": "error-text", "value": problem}
+
+
+async def test_a_tool_that_no_worker_has_is_left_to_another(execute: Execute) -> None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await execute(agents.LostToolWorkflow)
+    assert isinstance(raised.value.cause, ActivityError)
+    error = raised.value.cause.cause
+    assert isinstance(error, ApplicationError)
+    assert (error.message, error.non_retryable) == ("this worker has no tool 'lost'", False)
+
+
 async def slowly(call: object) -> Response:
     await asyncio.sleep(3)
     return JSONResponse({"results": [{"name": "Tokyo", "latitude": 35.6895, "longitude": 139.6917}]})
@@ -400,6 +426,63 @@ async def test_a_cancelled_run_ends_as_cancelled(start_agent: StartAgent, standi
             await handle.result()
     assert isinstance(raised.value.cause, CancelledError)
     assert len(standin.calls) == 1
+
+
+async def test_an_answer_of_a_type_that_no_worker_can_import_is_not_asked_for(
+    execute: Execute, standin: StandIn
+) -> None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await execute(agents.LocalTypeWorkflow)
+    assert isinstance(raised.value.cause, ApplicationError)
+    assert raised.value.cause.type == "OutputType"
+    assert standin.calls == []
+
+
+class OddModel(ai.LanguageModel):
+    """Another provider's model, which ends its first two streams in odd ways."""
+
+    def __init__(self, asked: list[str], name: str) -> None:
+        asked.append(name)
+        self._attempt = len(asked)
+
+    @override
+    async def stream(
+        self,
+        messages: list[ai.Message],
+        tools: Sequence[ai.ToolLike] | None = None,
+        output_type: type[pydantic.BaseModel] | None = None,
+    ) -> AsyncGenerator[ai.Message]:
+        if self._attempt == 1:
+            raise TimeoutError("the line is busy")
+        if self._attempt == 3:
+            json.loads("no JSON at all")
+        for message in list[ai.Message]():  # a stream of nothing
+            yield message
+
+
+async def test_the_failures_of_any_model_are_sorted(client: Client) -> None:
+    asked: list[str] = []
+    queue = uuid.uuid4().hex
+    activities = [ModelActivities(functools.partial(OddModel, asked)).llm_stream_activity]
+    worker = Worker(
+        client,
+        task_queue=queue,
+        workflows=[agents.ImpatientWorkflow],
+        activities=activities,
+        workflow_runner=WORKFLOW_RUNNER,
+    )
+    async with worker:
+        handle = await client.start_workflow(
+            agents.ImpatientWorkflow.run, "go", id=f"test-{queue[:8]}", task_queue=queue
+        )
+        error = await failure_of(handle)
+        events = (await handle.fetch_history()).events
+    [started] = [event for event in events if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED]
+    # A passing fault, an answer of nothing, and one that will not do any better.
+    assert asked == ["test/model"] * 3
+    last = started.activity_task_started_event_attributes.last_failure
+    assert last.message == "the model's stream was empty"
+    assert (error.type, error.non_retryable) == ("JSONDecodeError", True)
 
 
 async def test_a_bug_in_the_loop_fails_the_run(execute: Execute) -> None:

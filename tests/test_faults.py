@@ -5,7 +5,7 @@ import json as jsonlib
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import vercel_ai_sdk as ai
 from conftest import RunMain, StartAgent, make_worker
 from standin import Reply, StandIn, cut_off, hang, parts, status, text, text_parts
 from standin import tools as calls
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, StreamingResponse
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from temporalio.worker import Replayer
 
@@ -58,6 +58,21 @@ async def test_a_passing_fault_is_ridden_out(client: Client, queue: str, standin
     )
     assert answer == "the whole message"
     assert len(standin.calls) == 2
+
+
+async def test_a_line_that_is_no_json_does_not_stop_the_stream(client: Client, queue: str, standin: StandIn) -> None:
+    async def lines() -> AsyncIterator[str]:
+        for part in text_parts("the whole message"):
+            yield f"data: {jsonlib.dumps(part)}\n\n"
+        yield 'data: {"type": "error"\n\n'
+        yield f"data: {jsonlib.dumps(finish('stop'))}\n\n"
+
+    standin.play(lambda call: StreamingResponse(lines(), media_type="text/event-stream"))
+    answer = await client.execute_workflow(
+        agents.ImpatientWorkflow.run, "Weather?", id=uuid.uuid4().hex, task_queue=queue
+    )
+    assert answer == "the whole message"
+    assert len(standin.calls) == 1
 
 
 async def test_a_gateway_that_is_gone_for_a_while_is_waited_for(

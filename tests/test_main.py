@@ -1,5 +1,6 @@
 """The command line, in processes of its own: output, exit status, and what is left behind."""
 
+import asyncio
 import functools
 import os
 import re
@@ -9,16 +10,19 @@ import socket
 import subprocess
 import sys
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RunMain, StartMain
+from conftest import ROOT, RunMain, StartMain, StartServer
 from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
 
+import main
 import offline
 from offline import NOTICE
+from workflow import AgentRequest, AgentWorkflow
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 NO_KEY = {"AI_GATEWAY_API_KEY": ""}
@@ -146,6 +150,18 @@ def test_a_loop_without_end_is_stopped(run_main: RunMain, standin: StandIn) -> N
     assert len(standin.calls) == 50
 
 
+async def test_a_run_that_timed_out_is_told(run_main: RunMain, client: Client) -> None:
+    name = uuid.uuid4().hex
+    request = AgentRequest(query="Weather?", model="m")
+    timeout = timedelta(seconds=1)
+    await client.start_workflow(
+        AgentWorkflow.run, request, id=name, task_queue=main.TASK_QUEUE, execution_timeout=timeout
+    )
+    result = await asyncio.to_thread(run_main, "--no-worker", "--id", name)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert last_line(result) == "Error: the run failed: Workflow timed out"
+
+
 def test_a_run_that_is_not_there_cannot_be_joined(run_main: RunMain) -> None:
     result = run_main("--id", "nobody")
     assert (result.returncode, last_line(result)) == (
@@ -201,6 +217,15 @@ def test_a_server_that_cannot_be_reached_is_named(run_main: RunMain) -> None:
         result = run_main("Weather?", env={"TEMPORAL_ADDRESS": address})
     assert result.returncode == 1
     assert last_line(result).startswith(f"Error: cannot use the Temporal server at {address}: ")
+
+
+def test_what_a_server_refuses_is_told_with_its_reason(start_main: StartMain, start_server: StartServer) -> None:
+    _, address = start_server("--dynamic-config-value", "limit.maxIDLength=100")
+    process = start_main("Weather?", "--id", "x" * 101, env={"TEMPORAL_ADDRESS": address})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(r"Error: the Temporal server refused: WorkflowId .*length.*", err.splitlines()[-1])
+    assert "Traceback" not in err
 
 
 def test_a_namespace_that_is_not_there_is_named(run_main: RunMain) -> None:

@@ -1,5 +1,6 @@
 """Tools that the tests need beside the sample's own."""
 
+import asyncio
 import random
 from datetime import timedelta
 from typing import Any
@@ -60,14 +61,25 @@ async def open_door(door: str) -> str:
     return f"{door} is open"
 
 
+@ai.tool
+async def wait_for_ever() -> None:
+    """Wait, and never return."""
+    await asyncio.Event().wait()
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
     temporal_tool(break_down, retry_policy=QUICKLY),
-    temporal_tool(big_result),
+    temporal_tool(big_result, heartbeat_timeout=None),
     temporal_tool(not_json),
     temporal_tool(noise),
     temporal_tool(open_door, approval=True),
+    temporal_tool(
+        wait_for_ever,
+        start_to_close_timeout=timedelta(seconds=1),
+        retry_policy=RetryPolicy(maximum_attempts=1),
+    ),
 ]
 
 
