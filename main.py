@@ -330,15 +330,15 @@ async def submit(client: Client, options: Options) -> None:
     say(f"Run {handle.id}")
     if page := link(client, handle.id):
         say(f"    {page}")
-    if options.no_worker and not await has_worker(client, options.task_queue):
-        say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
+    if options.no_worker:
+        about = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=options.task_queue))
+        if not (await client.workflow_service.describe_task_queue(about)).pollers:  # in the last minutes
+            say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
     progress = Progress(client, handle)
-    showing = asyncio.create_task(progress.follow())
     try:
-        answer = await patiently(handle.result, notice=True)
-        await asyncio.wait([showing], timeout=2)  # the last lines may be a moment behind the result
+        await progress.follow()
+        answer = await patiently(handle.result)
     except WorkflowFailureError as error:
-        await asyncio.wait([showing], timeout=2)
         raise UserError(why_failed(error)) from error
     except asyncio.CancelledError:
         say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
@@ -348,9 +348,6 @@ async def submit(client: Client, options: Options) -> None:
     except Exception as error:  # whatever a data converter raises
         problem = f"the run cannot be read here ({one_line(error)}): is it encrypted, or stored elsewhere?"
         raise UserError(problem) from error
-    finally:
-        showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)  # what is wrong there is wrong with the result too
     if cut := CUT_SHORT.get(answer.finish_reason or ""):
         say(f"The answer was cut short by {cut}.")
     print_answer(answer.text)
@@ -441,12 +438,6 @@ async def send(handle: Handle, answer: activities.Approval) -> str:
         raise error.__cause__ or error from None
 
 
-async def has_worker(client: Client, task_queue: str) -> bool:
-    """Whether a worker has asked for work in the last minutes."""
-    request = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=task_queue))
-    return bool((await client.workflow_service.describe_task_queue(request)).pollers)
-
-
 async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -> T:
     """Await a call to the server, again and again while the server cannot be reached.
 
@@ -489,10 +480,17 @@ def why_failed(error: BaseException) -> str:
 
 # ── What a person sees ───────────────────────────────────────────────────────────────────────────────────
 
-
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {"<": ("✓", "green"), "x": ("✗", "red"), "!": ("!", "yellow"), "?": ("?", "cyan")}
 """Of the lines in a terminal, by the ones that plain lines have."""
+
+ENDINGS = {
+    "activity_task_completed_event_attributes": ("<", "done in"),
+    "activity_task_failed_event_attributes": ("x", "FAILED after"),
+    "activity_task_timed_out_event_attributes": ("x", "TIMED OUT after"),
+    "activity_task_canceled_event_attributes": ("x", "cancelled after"),
+}
+"""How a call ended: the mark of its line, and what that says."""
 
 
 @dataclass
@@ -584,10 +582,12 @@ class Progress:
     async def follow(self) -> None:
         """Show every step until the run is over."""
         with self._screen.live or nullcontext():
-            async with asyncio.TaskGroup() as tasks:
-                pending = tasks.create_task(patiently(self._follow_pending))
-                await patiently(self._follow_history)
+            pending = asyncio.create_task(patiently(self._follow_pending))
+            try:
+                await patiently(self._follow_history, notice=True)
+            finally:
                 pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)  # what is wrong there is wrong here too
 
     def summary(self) -> str:
         seconds = (self._ended - self._began).total_seconds()
@@ -695,8 +695,9 @@ class Progress:
             self._screen.say("!", f"{step.summary}: {message}; {when}")
 
     async def _open_questions(self) -> dict[str, str]:
-        questions: dict[str, str] = (await (await self._handle.describe()).memo()).get(activities.APPROVALS_MEMO, {})
-        return questions
+        description = await self._handle.describe()
+        questions: dict[str, str] = (await description.memo()).get(activities.APPROVALS_MEMO, {})
+        return questions if description.status == WorkflowExecutionStatus.RUNNING else {}
 
     async def _ask(self, call: str, question: str) -> None:
         """Ask the person at the terminal, or say with which commands to answer."""
@@ -730,14 +731,6 @@ class Progress:
             word, _, reason = line.strip().partition(" ")
             if word.lower() in ("y", "yes", "n", "no"):
                 return activities.Approval(call=call, approved=word.lower().startswith("y"), reason=reason)
-
-
-ENDINGS = {
-    "activity_task_completed_event_attributes": ("<", "done in"),
-    "activity_task_failed_event_attributes": ("x", "FAILED after"),
-    "activity_task_timed_out_event_attributes": ("x", "TIMED OUT after"),
-    "activity_task_canceled_event_attributes": ("x", "cancelled after"),
-}
 
 
 async def typed_line(seconds: float) -> str | None:
