@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Protocol, override
+from typing import Annotated, Any, override
 from weakref import WeakValueDictionary
 
 import httpx
@@ -63,9 +63,6 @@ LIVE_SECONDS = 0.05
 
 LIVE_LIMIT = 20_000
 """Characters of an answer that are reported while it comes: the last ones, since every report has them all."""
-
-REJECTED = "rejected_tool_call"
-"""Name of the tool that stands in for a call no tool can take. durable.py registers it."""
 
 MALFORMED_ANSWER_ATTEMPTS = 3
 """A model that answers with nothing, or not in the asked format, may do better when asked again, but not for ever."""
@@ -228,14 +225,10 @@ class _ErrorPartStream(httpx.AsyncByteStream):
             yield chunk
 
     def _check(self, data: bytes) -> None:
-        try:
-            part = json.loads(data)
-        except ValueError:
-            return
-        if isinstance(part, dict) and part.get("type") == "error":
-            error = part.get("error")
-            reason = error.get("message", error) if isinstance(error, dict) else error
-            raise IncompleteAnswer(f"the model's stream reported an error: {reason}")
+        with suppress(ValueError):  # no JSON: the SDK skips it as well
+            match json.loads(data):
+                case {"type": "error", "error": {"message": reason}} | {"type": "error", "error": reason}:
+                    raise IncompleteAnswer(f"the model's stream reported an error: {reason}")
 
     @override
     async def aclose(self) -> None:
@@ -276,6 +269,7 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
         tools: Sequence[ai.ToolLike] | None = None,
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[events.StreamEvent]:
+        self.finish_reason = None
         async with aclosing(_separate_calls(super().stream_events(messages, tools, output_type))) as stream:
             async for event in stream:
                 if isinstance(event, events.MessageDone):
@@ -354,16 +348,14 @@ class ModelActivities:
                     message=_well_formed(message, request),
                     finish_reason=getattr(model, "finish_reason", None),
                 )
-                if not message.parts or not (message.tool_calls or message.files or _text(message).strip()):
+                if not (message.tool_calls or message.files or _text(message).strip()):
                     raise _malformed_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
                 _check_size("the model's answer", reply)
                 return reply
 
 
-class OpenRequests(Protocol):
-    """The model requests of a workflow run that wait for their activity. Implemented in durable.py."""
-
-    def request(self, number: int) -> bytes: ...
+class OpenRequests(dict[int, bytes]):
+    """The model requests of a workflow run that wait for their activity, as JSON, by number. durable.py fills it."""
 
 
 open_requests: WeakValueDictionary[str, OpenRequests] = WeakValueDictionary()
@@ -377,9 +369,9 @@ async def _fetch_request(number: int) -> ModelRequest:
     assert info.workflow_run_id is not None
     # Mostly the run is in the cache of this very worker. A look in there saves the way over the server, which takes as
     # long as all the rest of a call with a model that answers at once.
-    if here := open_requests.get(info.workflow_run_id):
-        with suppress(KeyError):  # it has just been replayed and is not as far yet
-            return ModelRequest.model_validate_json(here.request(number))
+    here = open_requests.get(info.workflow_run_id)
+    if here and number in here:  # it is not if the run is being replayed and is not as far yet
+        return ModelRequest.model_validate_json(here[number])
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
@@ -430,11 +422,28 @@ def _malformed_answer(problem: str) -> ApplicationError:
     return ApplicationError(problem, type="MalformedAnswer", non_retryable=last)
 
 
+class ToolError(json.JSONDecodeError):
+    """A tool call that failed for good, for the model to read.
+
+    It is no JSON error: but `ai.execute_tool` reports just `JSONDecodeError` and pydantic's `ValidationError` to
+    the model, and lets anything else end the run.
+    """
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+
+
+@ai.tool
+async def rejected_tool_call(tool: str, arguments: str, problem: str) -> None:
+    """Answer a call that no tool can take; `_well_formed` puts it in the place of such a call."""
+    raise ToolError(problem)
+
+
 def _well_formed(message: ai.Message, request: ModelRequest) -> ai.Message:
     """Make a model's message safe to keep: whatever is in the transcript is sent again with every later call.
 
     Calls that no offered tool can take (a made-up name, arguments that are no JSON object) become calls of the
-    `REJECTED` tool, which answers the model with the problem; every tool call gets an id that is unique in the
+    `rejected_tool_call`, which answers the model with the problem; every tool call gets an id that is unique in the
     transcript; halves of surrogate pairs, which cannot be encoded, are joined or replaced.
     """
     offered = [tool.name for tool in request.tools]
@@ -449,7 +458,7 @@ def _well_formed(message: ai.Message, request: ModelRequest) -> ai.Message:
                 problem = _call_problem(name, arguments, offered)
                 if problem:
                     call = {"tool": name, "arguments": arguments, "problem": problem}
-                    name, arguments = REJECTED, json.dumps(call, ensure_ascii=False)
+                    name, arguments = rejected_tool_call.name, json.dumps(call, ensure_ascii=False)
                 unique, n = id or "call", 1
                 while unique in ids:
                     n += 1

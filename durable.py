@@ -21,11 +21,12 @@ import base64
 import functools
 import hashlib
 import inspect
-import json
+import itertools
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from types import MethodType
 from typing import Any, ClassVar, Unpack, cast, override
 from weakref import WeakKeyDictionary
 
@@ -45,13 +46,14 @@ from activities import (
     PAYLOAD_LIMIT,
     QUERY,
     QUERY_PAGE,
-    REJECTED,
     TRANSCRIPT,
     Approval,
     ModelActivities,
     ModelCall,
     ModelRequest,
+    OpenRequests,
     ToolCall,
+    ToolError,
     ToolSpec,
     Transcript,
     WireMessage,
@@ -86,7 +88,7 @@ TOOL_OPTIONS = workflow.ActivityConfig(
 
 WORKFLOW_RUNNER = SandboxedWorkflowRunner(
     # The SDK imports some of its modules only when they are used, which for the sandbox would be inside a workflow.
-    restrictions=SandboxRestrictions.default.with_passthrough_modules("vercel_ai_sdk", "pydantic", "pydantic_core")
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("vercel_ai_sdk")
 )
 """The `workflow_runner` for every `Worker` and `Replayer` of workflows that use this file."""
 
@@ -111,13 +113,8 @@ def _shortened(text: str, limit: int) -> str:
     return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"
 
 
-def _activity_options(
-    summary: str, defaults: workflow.ActivityConfig, options: workflow.ActivityConfig
-) -> workflow.ActivityConfig:
-    merged = workflow.ActivityConfig(summary=_shortened(summary, SUMMARY_BYTES))
-    merged.update(defaults)
-    merged.update(options)
-    return merged
+def _summarized(summary: str) -> workflow.ActivityConfig:
+    return workflow.ActivityConfig(summary=_shortened(summary, SUMMARY_BYTES))
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,7 +177,7 @@ class TemporalLanguageModel(ai.LanguageModel):
                 type="ModelCallLimit",
                 non_retryable=True,
             )
-        if output_type is not None and "<locals>" in output_type.__qualname__:
+        if output_type is not None and "." in output_type.__qualname__:
             raise ApplicationError(
                 f"{output_type.__qualname__} is defined in a function: no worker can import it",
                 type="OutputType",
@@ -202,10 +199,10 @@ class TemporalLanguageModel(ai.LanguageModel):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
                 ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **_activity_options(summary, MODEL_OPTIONS, self._options),
+                **(_summarized(summary) | MODEL_OPTIONS | self._options),
             )
+            run.replied(reply.message)
         self.finish_reason = reply.finish_reason
-        run.replied(reply.message)
         yield reply.message
 
     def _continue_as_new(self, carried: "Carried", messages: list[ai.Message]) -> None:
@@ -294,15 +291,11 @@ class Carried(pydantic.BaseModel):
 
 def _without_results(message: ai.Message, done: set[str]) -> ai.Message:
     """The message as it was before its tools were called: the checkpoint has their results in another place."""
-    pending = {"status": "pending", "result": None}
-    return message.model_copy(
-        update={
-            "parts": [
-                part.model_copy(update=pending) if isinstance(part, ai.ToolPart) and part.tool_call_id in done else part
-                for part in message.parts
-            ]
-        }
-    )
+    bare = message.model_copy(deep=True)
+    for part in bare.tool_calls:
+        if part.tool_call_id in done:
+            part.status, part.result = "pending", None
+    return bare
 
 
 def _fingerprint(messages: list[ai.Message]) -> str:
@@ -320,8 +313,8 @@ class _Run:
         self.transcript: list[ai.Message] = []
         self.asks_before_tools = False
         self._reply: ai.Message | None = None
-        self._count = 0
-        self._requests: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
+        self.requests = OpenRequests()
         self._doing: list[str] = []
         self._questions: dict[str, str] = {}  # tool calls that wait for an approval
         self._answers: dict[str, Approval] = {}
@@ -332,21 +325,17 @@ class _Run:
     @contextmanager
     def opened(self, request: ModelRequest) -> Iterator[int]:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
-        self._count += 1
-        number = self._count
+        number = next(self._numbers)
         # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
-        self._requests[number] = request.model_dump_json(exclude_none=True).encode()
+        self.requests[number] = request.model_dump_json(exclude_none=True).encode()
         try:
             yield number
         finally:
-            del self._requests[number]
-
-    def request(self, number: int) -> bytes:
-        return self._requests[number]
+            del self.requests[number]
 
     def page(self, number: int, start: int) -> bytes:
         """The query of the model activities."""
-        return self._requests[number][start : start + QUERY_PAGE]
+        return self.requests[number][start : start + QUERY_PAGE]
 
     def read_transcript(self) -> Transcript:
         """The query of people: the conversation so far, without its beginning if it is too long for a payload."""
@@ -363,7 +352,6 @@ class _Run:
         self._reply = message
         if message.usage is not None:
             self.usage = message.usage if self.usage is None else self.usage + message.usage
-        self._show()
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -375,7 +363,7 @@ class _Run:
             yield
         finally:
             self._doing.remove(what)
-        self._show()
+            self._show()
 
     def _show(self) -> None:
         lines = [f"- {what}" for what in self._doing] or ["nothing is under way"]
@@ -411,39 +399,18 @@ class _Run:
 
 def _run() -> _Run:
     # Found again through one of its handlers, since these are what a workflow run keeps by name.
-    handler: Any = workflow.get_query_handler(QUERY)
-    if handler is None:
-        run = _Run()
-        handler = run.page
-        open_requests[workflow.info().run_id] = run
-        workflow.set_query_handler(QUERY, handler)
-        workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
-        workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)
-    found: _Run = handler.__self__
-    return found
+    if handler := workflow.get_query_handler(QUERY):
+        return cast(_Run, cast(MethodType, handler).__self__)
+    run = _Run()
+    open_requests[workflow.info().run_id] = run.requests
+    workflow.set_query_handler(QUERY, run.page)
+    workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
+    workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)
+    return run
 
 
 # ── Tools ────────────────────────────────────────────────────────────────────────────────────────────────
 
-
-class ToolError(json.JSONDecodeError):
-    """A tool call that failed for good, for the model to read.
-
-    It is no JSON error: but `ai.execute_tool` reports just `JSONDecodeError` and pydantic's `ValidationError` to
-    the model, and lets anything else end the run.
-    """
-
-    def __init__(self, message: str) -> None:
-        ValueError.__init__(self, message)
-
-
-@ai.tool
-async def rejected_tool_call(tool: str, arguments: str, problem: str) -> None:
-    """Answer a call that no tool can take. `llm_stream_activity` puts it in the place of such a call."""
-    raise ToolError(problem)
-
-
-assert rejected_tool_call.name == REJECTED
 
 _wrapped: dict[str, tuple[tuple[ai.Tool[..., Any], bool, workflow.ActivityConfig], ai.Tool[..., Any]]] = {}
 _RUNTIME = "_durable_runtime"
@@ -474,7 +441,7 @@ def temporal_tool[**P, R](
     """
     if tool.name in _wrapped:
         earlier, wrapped = _wrapped[tool.name]
-        if tool is earlier[0] and (approval, options) == earlier[1:]:
+        if earlier == (tool, approval, options):
             return cast(ai.Tool[P, R], wrapped)
         raise TypeError(
             f"a tool called {tool.name} is wrapped already. If it is this one, import the file that defines it with "
@@ -508,7 +475,7 @@ def temporal_tool[**P, R](
                     reply = await workflow.execute_activity(
                         tool_call_activity,
                         ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
-                        **_activity_options(summary, TOOL_OPTIONS, options),
+                        **(_summarized(summary) | TOOL_OPTIONS | options),
                     )
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -608,20 +575,16 @@ def temporal_failures() -> Iterator[None]:
     """
     try:
         yield
-    except FailureError:
-        raise
     except (Exception, BaseExceptionGroup) as error:
         leaves = list(_leaves(error))
-        for leaf in leaves:
-            if isinstance(leaf, HistoryFull):
-                raise leaf from None
+        for kind in (HistoryFull, FailureError):
+            for leaf in leaves:
+                if isinstance(leaf, kind):
+                    raise leaf from leaf.__cause__  # keeps what makes it a cancellation, and leaves the group out
         if not isinstance(error, Exception):
             raise
-        cause = next((leaf for leaf in leaves if isinstance(leaf, FailureError)), leaves[0])
-        if isinstance(cause, FailureError):
-            raise cause from cause.__cause__  # keeps what makes it a cancellation, and leaves the group out
-        text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
-        raise ApplicationError(text, type=type(cause).__name__, non_retryable=True) from cause
+        text = f"{type(leaves[0]).__name__}: {leaves[0]}".removesuffix(": ")
+        raise ApplicationError(text, type=type(leaves[0]).__name__, non_retryable=True) from leaves[0]
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -308,6 +308,11 @@ class DevServer:
             ) from error
 
     def ensure_running(self) -> None:
+        """Start the server unless it runs, for one who holds `start.lock`.
+
+        Raises:
+            CannotServe: There is no `temporal` command.
+        """
         if self._running():
             return
         binary = find_temporal()
@@ -447,7 +452,7 @@ async def dev_server(namespace: str) -> AsyncIterator[None]:
         CannotServe: There can be none.
     """
     if sys.platform == "win32":
-        async with _downloaded_server():
+        async with _downloaded_server(namespace):
             yield
         return
     server = DevServer(namespace)
@@ -466,7 +471,7 @@ async def dev_server(namespace: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _downloaded_server() -> AsyncIterator[None]:
+async def _downloaded_server(namespace: str) -> AsyncIterator[None]:
     """The dev server where there is no wheel and no file locks (Windows): not shared, and downloaded if need be."""
     from temporalio.testing import WorkflowEnvironment
 
@@ -476,6 +481,7 @@ async def _downloaded_server() -> AsyncIterator[None]:
     STATE.mkdir(exist_ok=True)
     try:
         environment = await WorkflowEnvironment.start_local(
+            namespace=namespace,
             port=PORT,
             ui=True,
             ui_port=UI_PORT,
