@@ -300,7 +300,6 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
     assert run(yes_tokyo) == [(1, 'Error: run "it\'s ours" is over: nothing waits for an approval in it')]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_an_answer_that_nobody_takes_can_be_interrupted(
     client: Client, start_main: StartMain, standin: StandIn
 ) -> None:
@@ -321,6 +320,7 @@ async def test_an_answer_that_nobody_takes_can_be_interrupted(
     assert (process.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_main: RunMain, standin: StandIn) -> None:
     # The process ends at once, and would take the call that it began with it.
     standin.play(calls(TOKYO), text("the answer"))

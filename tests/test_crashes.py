@@ -282,7 +282,7 @@ def test_a_named_server_that_is_gone_for_good_is_given_up(
     kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
     since = time.monotonic()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=180)
     assert (process.returncode, out) == (1, "")
     assert err.splitlines()[-1].startswith("Error: the Temporal server does not come back (")
     assert err.endswith("; when it is back, rejoin the run with: uv run python main.py --id ID\n")
