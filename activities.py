@@ -58,14 +58,15 @@ QUERY_TRIES = 6
 """In a row, before the attempt fails. A worker with much to do may take many seconds to replay a run."""
 
 LIVE_SECONDS = 0.05
-"""How often a model activity reports what the model has said. The worker sends heartbeats on no more often than its
-`max_heartbeat_throttle_interval` says."""
+"""Seconds from the first news of a model to the heartbeat that reports it. The worker sends heartbeats on no more often
+than its `max_heartbeat_throttle_interval` says."""
 
 LIVE_LIMIT = 20_000
 """Characters of an answer that are reported while it comes: the last ones, since every report has them all."""
 
 MALFORMED_ANSWER_ATTEMPTS = 3
-"""A model that answers with nothing, or not in the asked format, may do better when asked again, but not for ever."""
+"""Attempts of a call, counting those that failed for other reasons: from this one on, an answer of nothing or not in
+the asked format is final. A model may do better when it is asked again, but not for ever."""
 
 TLS = httpx.create_ssl_context()
 """Made once: it takes 30 ms, which every model call would pay again."""
@@ -75,7 +76,9 @@ MIN_SECRET = 8
 
 GATEWAY_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
-# What the same call with the same input would raise again. Everything else may be a passing fault.
+# Taken for what the same input would raise again; everything else may be a passing fault. Mind that `JSONDecodeError`
+# and pydantic's `ValidationError` are ValueErrors: a tool that cannot read what a service answers should raise an error
+# of its own instead, a `RuntimeError` say.
 FINAL_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -136,7 +139,7 @@ class ModelRequest(pydantic.BaseModel):
 
 
 class ModelCall(pydantic.BaseModel):
-    """Input of `llm_stream_activity`: which request of its workflow run to fetch, and whom to ask."""
+    """Input of `llm_stream_activity`: whom to ask, and which request of its workflow run, counted from 1, to fetch."""
 
     model: str
     number: int
@@ -250,17 +253,21 @@ class CheckedGatewayModel(ai.ai_gateway.GatewayModel):
 
     def __init__(self, model: str) -> None:
         url = httpx.URL(os.environ.get("AI_GATEWAY_BASE_URL") or GATEWAY_URL)
-        # httpx leaves the proxy of the environment to a transport that it is given.
-        proxy = None if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies().get(url.scheme)
+        # httpx does not look for a proxy in the environment when it is given a transport.
+        proxies = urllib.request.getproxies()
+        proxy = None if urllib.request.proxy_bypass(url.host) else proxies.get(url.scheme) or proxies.get("all")
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
         super().__init__(
             model,
             base_url=str(url),
             # The transport below reads the stream as it comes, which a compressed one would hide from it.
             headers={"Accept-Encoding": "identity"},
-            # Private: the SDK has no public way to see the parts that it drops.
+            # private: the SDK has no public way to see the parts that it drops.
             _transport=_ErrorPartTransport(verify=TLS, proxy=proxy),
         )
         self.finish_reason: str | None = None
+        """Why the latest stream ended, as the model said; None until it has."""
 
     @override
     async def stream_events(
@@ -625,7 +632,7 @@ def _one_line(error: BaseException) -> str:
         if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")) and len(secret) >= MIN_SECRET:
             for shown in (secret, repr(secret)[1:-1], " ".join(secret.split())):
                 text = text.replace(shown, f"${name}")
-    return _encodable(text)[:2000]
+    return _encodable(text)[:2000]  # characters: every failed attempt stands in the history or the Web UI
 
 
 def _check_size(what: str, value: pydantic.BaseModel) -> None:

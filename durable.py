@@ -93,16 +93,17 @@ WORKFLOW_RUNNER = SandboxedWorkflowRunner(
 """The `workflow_runner` for every `Worker` and `Replayer` of workflows that use this file."""
 
 HISTORY_LIMIT = 40_000
-"""Events. Temporal ends a run at 51,200 events or 50 MB, but suggests to continue as new long before that."""
+"""Events from which on a run must continue as new, or fails if it is too long to be carried over. Temporal suggests it
+at about 4,000, and ends a run at 51,200 events or 50 MB. The difference is room for one more turn with many tools."""
 
 HISTORY_SIZE_LIMIT = 40 * 1024 * 1024
-"""Bytes."""
+"""The same in bytes."""
 
 CARRIED_LIMIT = PAYLOAD_LIMIT // 2
 """Bytes that `Carried` may have: half of a payload, since it travels in the workflow's input, beside other things."""
 
 SUMMARY_BYTES = 200
-"""Longest summary given to an activity. The server refuses one over 400 bytes."""
+"""Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
 
 QUESTION_BYTES = 20_000
 """Longest question for an approval. Long enough to show what is allowed, and short enough for many in one memo."""
@@ -125,9 +126,10 @@ class TemporalLanguageModel(ai.LanguageModel):
 
     Args:
         model: The model's name; the worker's `ModelActivities` makes the real model of it.
-        max_calls: How many calls to allow, so that a loop that never ends does not cost money for ever.
-        idle_timeout: How long the model may send nothing at all before the call is given up and tried again.
-            Two minutes, since some models think for more than one before the first word.
+        max_calls: How many calls to allow, those of the runs that this one continues included: a loop that never ends
+            must not cost money for ever. 50 is far more than an answer takes.
+        idle_timeout: How long no part of an answer may come before the call is given up and tried again. Two minutes,
+            since some models think for more than one before the first word. The SDK itself waits no longer than five.
         carried: What an earlier run handed on, or an empty `Carried()`: lets the run continue as new. A call raises
             `HistoryFull` when it is time. Leave it out for loops that make several model calls at once or have tools
             that make some: the SDK's checkpoint gives its steps back in the order in which they were taken.
@@ -179,7 +181,7 @@ class TemporalLanguageModel(ai.LanguageModel):
             )
         if output_type is not None and "." in output_type.__qualname__:
             raise ApplicationError(
-                f"{output_type.__qualname__} is defined in a function: no worker can import it",
+                f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it",
                 type="OutputType",
                 non_retryable=True,
             )
@@ -207,7 +209,8 @@ class TemporalLanguageModel(ai.LanguageModel):
 
     def _continue_as_new(self, carried: "Carried", messages: list[ai.Message]) -> None:
         if self.calls == carried.calls:
-            # The first call of a run is always made, so that each run gets on.
+            # The first call of a run is always made, so that each run gets on. Only this one is compared: another model
+            # of the run may begin with the same number of calls, but it has a conversation of its own.
             expected, carried.fingerprint = carried.fingerprint, ""
             if expected not in ("", _fingerprint(messages)):
                 raise ApplicationError(
@@ -233,6 +236,9 @@ class TemporalLanguageModel(ai.LanguageModel):
                     type="ConversationTooLong",
                     non_retryable=True,
                 )
+
+
+# ── Continuing as new ────────────────────────────────────────────────────────────────────────────────────
 
 
 class HistoryFull(BaseException):
@@ -269,10 +275,11 @@ class Carried(pydantic.BaseModel):
     fingerprint: str = ""
     """Of the conversation, to see whether the next run comes back to it."""
     state: str = ""
-    """The checkpoint, compressed to about a tenth. The transcript can be read by query."""
+    """The checkpoint, compressed: to about a third for prose. The transcript can be read by query."""
 
     @classmethod
     def of(cls, checkpoint: ai.Checkpoint, calls: int, usage: ai.Usage | None, fingerprint: str) -> "Carried":
+        """What the next run needs of this one: what was said and done, the count and the cost so far."""
         done = {event.tool_call_id for event in checkpoint.tools}
         steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
         plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
@@ -305,6 +312,9 @@ def _fingerprint(messages: list[ai.Message]) -> str:
     return hashlib.sha256(request.encode()).hexdigest()[:16]
 
 
+# ── What a run keeps ─────────────────────────────────────────────────────────────────────────────────────
+
+
 class _Run:
     """What one workflow run keeps for those who ask it: its own model activities, people and the Web UI."""
 
@@ -319,12 +329,13 @@ class _Run:
         self._questions: dict[str, str] = {}  # tool calls that wait for an approval
         self._answers: dict[str, Approval] = {}
 
-    # An activity's input stays in the history for good, and each model call has the whole conversation so far in it:
-    # the history would grow with the square of the turns. A query's answer is not recorded.
-
     @contextmanager
     def opened(self, request: ModelRequest) -> Iterator[int]:
-        """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
+        """Keep the request of a model call for its activity to fetch, by the number that is yielded.
+
+        An activity's input stays in the history for good, and each model call has the whole conversation so far in it:
+        the history would grow with the square of the turns. A query's answer is not recorded.
+        """
         number = next(self._numbers)
         # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
         self.requests[number] = request.model_dump_json(exclude_none=True).encode()
@@ -339,6 +350,7 @@ class _Run:
 
     def read_transcript(self) -> Transcript:
         """The query of people: the conversation so far, without its beginning if it is too long for a payload."""
+        # The loop has an answer in its list only once it goes on, as the same object; the last one it never has.
         messages = [*self.transcript]
         if self._reply is not None and all(message is not self._reply for message in messages):
             messages.append(self._reply)
@@ -363,7 +375,8 @@ class _Run:
             yield
         finally:
             self._doing.remove(what)
-            self._show()
+            if workflow.in_workflow():  # not if the run is given up by this worker
+                self._show()
 
     def _show(self) -> None:
         lines = [f"- {what}" for what in self._doing] or ["nothing is under way"]
@@ -424,28 +437,31 @@ def temporal_tool[**P, R](
     Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry, where
     `ai.execute_tool` looks it up. Outside a workflow the new tool calls the original function. Inside, a call that
     fails for good raises a `ToolError`, which `ai.execute_tool` gives to the model. Either way the arguments arrive
-    as the function annotates them, pydantic models included.
+    as the function annotates them, pydantic models included. The result, inside, is what JSON makes of it.
 
     The original function is kept for `tool_call_activity`, in every process that imports the module. Wrapping a tool
     again with the same options returns the first wrapper: the sandbox imports workflow files anew for every run.
 
     Args:
-        tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model.
+        tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model. It must not
+            block the event loop for seconds: the heartbeats would stop, and the call would be made again elsewhere.
         approval: Ask a person before each call, and wait for the answer: the update `APPROVAL`, with an `Approval`.
             A refusal goes to the model as a tool error. `ask_before_tools()` does the same for all tools of a run.
         options: Activity options, over the ones in `TOOL_OPTIONS`. A tool that must not run twice takes
             `retry_policy=RetryPolicy(maximum_attempts=1)`.
 
     Raises:
-        TypeError: The tool takes an `ai.Runtime`, which lives in the workflow; or there is another tool of its name.
+        TypeError: The tool takes an `ai.Runtime`, which lives in the workflow; or a tool of its name is wrapped
+            already, another one or with other options.
     """
     if tool.name in _wrapped:
         earlier, wrapped = _wrapped[tool.name]
         if earlier == (tool, approval, options):
             return cast(ai.Tool[P, R], wrapped)
         raise TypeError(
-            f"a tool called {tool.name} is wrapped already. If it is this one, import the file that defines it with "
-            "workflow.unsafe.imports_passed_through(), or the sandbox makes another one for every run"
+            f"a tool called {tool.name} is wrapped already, with other options or as another tool. If it is this one, "
+            "import the file that defines it with workflow.unsafe.imports_passed_through(), or the sandbox makes "
+            "another one for every run"
         )
 
     function = tool._fn  # private: a Tool does not show the function it was made of

@@ -94,7 +94,6 @@ def parse(arguments: list[str]) -> Options:
     options.task_queue = OFFLINE_TASK_QUEUE if options.offline else TASK_QUEUE
     default = "offline/demo" if options.offline else DEFAULT_MODEL
     options.model = options.model or os.environ.get("AI_MODEL", "").strip() or default
-
     return options
 
 

@@ -1,7 +1,8 @@
 """The agent's tools: plain functions that ask Open-Meteo, a free weather service, over HTTP.
 
-Nothing here knows Temporal. A tool that cannot do its work raises; the message is written for the model to read,
-and names the city. `ValueError` says that asking again with the same city is no use.
+Nothing here knows Temporal. The model is told a tool's whole docstring. A tool that cannot do its work raises; the
+message is written for the model to read, and names the city. `ValueError` says that asking again with the same city is
+no use.
 """
 
 import os
@@ -14,7 +15,7 @@ import vercel_ai_sdk as ai
 # Made once: it takes 30 ms.
 TLS = httpx.create_ssl_context()
 
-# Long enough for a slow answer, short enough that a retry still helps the one who waits.
+# Seconds. Long enough for a slow answer, short enough that a retry still helps the one who waits.
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 # The WMO code table 4677, as far as Open-Meteo uses it.
@@ -51,6 +52,8 @@ WEATHER_CODES = {
 
 
 class Weather(TypedDict):
+    """Temperature and wind are text with the service's unit, which a model reads better than a bare number."""
+
     city: str
     country: str
     temperature: str
@@ -154,7 +157,7 @@ async def _ask[T: pydantic.BaseModel](city: str, url: str, params: dict[str, str
     except httpx.TimeoutException as error:
         raise OpenMeteoError(f"no answer about {city!r} in time ({type(error).__name__})") from error
     except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise OpenMeteoError(f"cannot ask about {city!r}: {error or type(error).__name__}") from error
+        raise OpenMeteoError(f"cannot ask about {city!r}: {str(error) or type(error).__name__}") from error
     if response.is_error:
         # The service refuses what will stay wrong; "too many requests" will not.
         kind = ValueError if response.is_client_error and response.status_code != 429 else OpenMeteoError

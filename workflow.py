@@ -45,16 +45,16 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
 
 
 class AgentRequest(pydantic.BaseModel):
-    """Input of `AgentWorkflow`: what to answer, which model to ask, how often at most, and whether tools need approval.
-
-    A run that continues as new adds what was said so far.
-    """
+    """Input of `AgentWorkflow`."""
 
     query: str
     model: str
     max_model_calls: int = 50
+    """Far more than an answer takes: for a loop that never ends."""
     approve: bool = False
+    """Whether a person is asked before each tool call."""
     carried: Carried | None = None
+    """What was said so far, if the run continues another one as new."""
 
 
 class AgentAnswer(pydantic.BaseModel):

@@ -206,6 +206,8 @@ async def test_ctrl_d_is_no_answer(ask: Ask, standin: StandIn) -> None:
     terminal, _ = await ask(calls(TOKYO))
     terminal.type("\x04")
     await asyncio.to_thread(terminal.wait_for, f"{PROMPT}\n    {PROMPT}")
+    terminal.type("half a line\x04\x04")
+    await asyncio.to_thread(terminal.wait_for, f"{PROMPT} half a line\n    {PROMPT}")
     assert standin.lookups == []
     terminal.type("y\n")
     assert (await asyncio.to_thread(terminal.finish))[0] == 0

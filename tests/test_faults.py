@@ -115,6 +115,14 @@ async def test_without_these_checks_the_sdk_takes_half_a_message_for_an_answer(s
         await CheckedGatewayModel("m").buffer(ai.make_messages(user="?"))
 
 
+async def test_a_model_that_is_used_again_does_not_take_an_earlier_end_for_its_own(standin: StandIn) -> None:
+    standin.play(text("whole"), PASSING["no finish part"])
+    model = CheckedGatewayModel("m")
+    assert (await model.buffer(ai.make_messages(user="?"))).text == "whole"
+    with pytest.raises(ai.ai_gateway.errors.GatewayError, match="ended before its finish part"):
+        await model.buffer(ai.make_messages(user="?"))
+
+
 # ── Secrets ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -359,6 +359,8 @@ def test_with_two_lines_changed_the_sample_encrypts_and_stores_elsewhere(
     # Whoever follows the run is told of failures in plain words.
     attempt = next(line for line in process.stderr if line.startswith("  !"))
     assert "m, call 1: attempt 1 failed: HTTP 503: come back later" in attempt
+    # Who has not the key is told at once, also while there is no answer yet.
+    live = run_main("--no-worker", "--id", name, env=standin.environment)
     release.set()
     failure = next(line for line in process.stderr if "FAILED" in line)
     assert failure.endswith(": there is no city called 'Atlantis'\n")
@@ -370,13 +372,13 @@ def test_with_two_lines_changed_the_sample_encrypts_and_stores_elsewhere(
     assert len(files) == 2
     assert not any(b"long answer" in data for data in files)
 
-    unchanged = run_main("--id", name, env=standin.environment)
-    assert (unchanged.returncode, unchanged.stdout) == (1, "")
-    assert re.fullmatch(
-        r"Error: the run cannot be read here \(.*\): is it encrypted, or stored elsewhere\?",
-        unchanged.stderr.splitlines()[-1],
-    )
-    assert "Traceback" not in unchanged.stderr
+    for unchanged in (live, run_main("--id", name, env=standin.environment)):
+        assert (unchanged.returncode, unchanged.stdout) == (1, "")
+        assert re.fullmatch(
+            r"Error: the run cannot be read here \(.*\): is it encrypted, or stored elsewhere\?",
+            unchanged.stderr.splitlines()[-1],
+        )
+        assert "Traceback" not in unchanged.stderr
 
 
 # ── External storage ─────────────────────────────────────────────────────────────────────────────────────

@@ -279,6 +279,17 @@ def test_an_answer_that_cannot_be_written_is_no_traceback(environment: dict[str,
     assert ("Error: the answer cannot be written" in result.stderr) == (sink != "| true")
 
 
+@pytest.mark.parametrize("sink", ["2>&-", "2>/dev/full"])
+def test_progress_that_cannot_be_written_is_no_reason_to_lose_the_answer(
+    environment: dict[str, str], sink: str
+) -> None:
+    command = f"{shlex.quote(sys.executable)} main.py --offline 'Weather in Tokyo?' {sink}"
+    result = subprocess.run(
+        command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, TOKYO)
+
+
 def test_a_terminal_without_the_signs_of_the_answer_still_gets_it(run_main: RunMain) -> None:
     assert run_main("Weather in Tokyo?", env={"PYTHONIOENCODING": "ascii"}).stdout == TOKYO.replace("°", "?")
 
