@@ -131,8 +131,9 @@ from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
 
-CONNECT_SECONDS = 5
-"""For connecting and one call: a server that is there answers in well under one, and a person is waiting."""
+CONNECT_SECONDS = 10
+"""For connecting and one call. A server that is there answers in well under one; that a connection is broken off is
+only told after some five, in which the client library tries again."""
 
 LOST_SECONDS = 60
 """How long to wait for a server that was lost, before giving up following a run: longer than a restart takes."""
