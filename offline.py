@@ -369,7 +369,7 @@ class DevServer:
         from temporalio.client import Client
         from temporalio.service import RPCError
 
-        since, restarted = time.monotonic(), False
+        since, answered, restarted = time.monotonic(), 0.0, False
         while True:
             try:
                 client = await Client.connect(f"localhost:{PORT}", namespace=self._namespace)
@@ -383,8 +383,9 @@ class DevServer:
                         raise CannotServe(f"the Temporal server did not start: {why}") from error
                     restarted = True  # it may have been killed, and not by its own fault
                     self.start_again()
-                # One that answers has what it has: it only makes its namespace a moment after it opens its port.
-                elif time.monotonic() - since > (2 if isinstance(error, RPCError) else START_SECONDS):
+                # One that answers has what it has, but for a moment: it makes its namespace after it opens its port.
+                answered = answered or (time.monotonic() if isinstance(error, RPCError) else 0.0)
+                if time.monotonic() - (answered or since) > (5 if answered else START_SECONDS):
                     return  # who connects next will say what is wrong
             await asyncio.sleep(0.02)
 
