@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TextIO, cast
 from urllib.parse import quote
 
@@ -684,7 +685,7 @@ class Progress:
                     for call, question in (await decoded)[0].items():
                         # The history tells of old questions too; the description knows which are still open.
                         if call not in self._asked:
-                            if call in await self._open_questions():
+                            if await self._is_open(call):
                                 await self._ask(call, question)
                             self._asked.add(call)
 
@@ -738,10 +739,10 @@ class Progress:
             message = f"attempt {failed} failed: {await self._message(pending.last_failure)}"
             self._screen.say("!", f"{step.summary}: {message}; {when}")
 
-    async def _open_questions(self) -> dict[str, str]:
+    async def _is_open(self, call: str) -> bool:
         description = await self._handle.describe()
-        questions: dict[str, str] = (await description.memo()).get(activities.APPROVALS_MEMO, {})
-        return questions if description.status == WorkflowExecutionStatus.RUNNING else {}
+        questions = (await description.memo()).get(activities.APPROVALS_MEMO, {})
+        return description.status == WorkflowExecutionStatus.RUNNING and call in questions
 
     async def _ask(self, call: str, question: str) -> None:
         """Ask the person at the terminal, or say with which commands to answer."""
@@ -767,7 +768,7 @@ class Progress:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
-                if call not in await patiently(self._open_questions):
+                if not await patiently(partial(self._is_open, call)):
                     say("It was answered elsewhere.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the

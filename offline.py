@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -60,9 +60,6 @@ CITIES: dict[str, tuple[str, float, float, str, int | None, float, int, float]] 
 
 Part = dict[str, Any]
 """One part of the gateway's stream, as it goes over the wire."""
-
-Model = Callable[[dict[str, Any]], AsyncIterator[Part]]
-"""Answers a request body of the gateway with the parts of a stream."""
 
 
 # ── The demo model ───────────────────────────────────────────────────────────────────────────────────────
@@ -366,18 +363,18 @@ class DevServer:
         Raises:
             CannotServe: It ended, and again when it was started again.
         """
+        from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
         from temporalio.client import Client
         from temporalio.service import RPCError
 
         since, answered, restarted = time.monotonic(), 0.0, False
         while True:
             try:
-                client = await Client.connect(f"localhost:{PORT}", namespace=self._namespace)
-                await client.get_workflow_handle("any").describe()  # all parts of the server have to be there for it
+                client = await Client.connect(f"localhost:{PORT}")
+                await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=self._namespace))
+                (STATE / "complete").touch()  # the database is whole
+                return
             except (RuntimeError, RPCError) as error:
-                if "workflow not found" in str(error):
-                    (STATE / "complete").touch()  # the database is whole
-                    return
                 if why := self.why_stopped():
                     if restarted:
                         raise CannotServe(f"the Temporal server did not start: {why}") from error

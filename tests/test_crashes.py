@@ -24,6 +24,9 @@ import offline
 BOUND = 25  # seconds from a restart to the answer: 15 of them promised, the rest for a loaded machine
 TOKYO_AND_PARIS = "Weather in Tokyo and Paris?"
 
+type Followed = tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]
+"""The process of `main.py`, that of its server, and the server's address."""
+
 
 @pytest.fixture
 def start(start_main: StartMain, standin: StandIn) -> StartMain:
@@ -216,13 +219,18 @@ async def test_a_terminated_run_is_told_with_the_reason(start: StartMain, standi
     assert err.splitlines()[-1] == "Error: the run was terminated: nobody wants to know"
 
 
-def test_a_second_ctrl_c_ends_what_a_silent_server_holds_up(
-    start: StartMain, start_server: StartServer, standin: StandIn
-) -> None:
+@pytest.fixture
+def followed(start: StartMain, start_server: StartServer, standin: StandIn) -> Followed:
+    """A run in a call of the model that never ends, on a named server that keeps it in memory."""
     server, address = start_server()
     standin.play(hang())
     process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
     standin.wait_for(calls=1)
+    return process, server, address
+
+
+def test_a_second_ctrl_c_ends_what_a_silent_server_holds_up(followed: Followed) -> None:
+    process, server, _ = followed
     server.send_signal(signal.SIGSTOP)
     presses = 0
     while process.poll() is None and presses < 10:
@@ -272,13 +280,8 @@ def test_a_named_server_that_is_lost_is_waited_for(
     assert answer(process, 60) == "the answer\n"
 
 
-def test_a_named_server_that_is_gone_for_good_is_given_up(
-    start: StartMain, start_server: StartServer, standin: StandIn
-) -> None:
-    server, address = start_server()
-    standin.play(hang())
-    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
-    standin.wait_for(calls=1)
+def test_a_named_server_that_is_gone_for_good_is_given_up(followed: Followed) -> None:
+    process, server, _ = followed
     kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
     since = time.monotonic()
@@ -289,13 +292,8 @@ def test_a_named_server_that_is_gone_for_good_is_given_up(
     assert time.monotonic() - since > 50  # the minute of the README began before the line
 
 
-def test_a_server_that_comes_back_without_the_run_says_so(
-    start: StartMain, start_server: StartServer, standin: StandIn
-) -> None:
-    server, address = start_server()  # which keeps its runs in memory
-    standin.play(hang())
-    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
-    standin.wait_for(calls=1)
+def test_a_server_that_comes_back_without_the_run_says_so(followed: Followed, start_server: StartServer) -> None:
+    process, server, address = followed
     kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
     start_server(port=int(address.rpartition(":")[2]))
