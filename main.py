@@ -5,6 +5,7 @@ The answer is the only thing on standard output.
 
 import argparse
 import asyncio
+import importlib
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, nullconte
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import ModuleType
 from typing import TextIO, cast
 from urllib.parse import quote
 
@@ -98,10 +100,22 @@ def parse(arguments: list[str]) -> Options:
     return options
 
 
+class LoadedWhenUsed(ModuleType):
+    """Stands in `sys.modules` for a module that takes long to load, until something of it is used."""
+
+    def __getattr__(self, name: str) -> object:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 if __name__ == "__main__":
-    # Wrong usage is answered at once, not after the seconds in which the libraries below are loaded.
+    # Wrong usage is answered at once, not after the time in which the libraries below are loaded.
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to put in order yet, so no traceback either
     COMMAND_LINE = parse(sys.argv[1:])
+    # The SDK loads the libraries of all its providers, which takes two seconds. This agent asks the gateway.
+    for unused in ("vercel_ai_sdk.anthropic", "vercel_ai_sdk.openai"):
+        sys.modules[unused] = LoadedWhenUsed(unused)
 
 from pydantic_core import to_json
 from rich.console import Console, Group

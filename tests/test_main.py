@@ -71,6 +71,25 @@ def test_the_model_comes_from_the_environment_and_offline_wins_over_a_key(run_ma
     assert NOTICE in result.stderr
 
 
+def test_what_the_sdk_needs_for_other_providers_is_loaded_when_it_is_used(environment: dict[str, str]) -> None:
+    program = """\
+import os, runpy, sys
+os._exit = lambda status: None
+sys.argv = ["main.py", "--offline", "Weather in Tokyo?"]
+runpy.run_path("main.py", run_name="__main__")
+import vercel_ai_sdk as ai
+before = {"anthropic", "openai"} & set(sys.modules)
+ai.anthropic.AnthropicModel("claude", api_key="a key")
+ai.openai.OpenAIModel("gpt", api_key="a key")
+print(before, {"anthropic", "openai"} <= set(sys.modules), flush=True)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert result.stdout == f"{TOKYO}set() True\n"
+
+
 def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> None:
     result = run_main("Weather in Tokyo?", "--id", (name := uuid.uuid4().hex), "--model", "m", env=standin.environment)
     plain = re.sub(r"\d+\.\d s", "N s", result.stderr)
