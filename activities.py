@@ -122,6 +122,11 @@ WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pyda
 """An `ai.Message` that comes out of JSON as it went in, binary files included."""
 
 
+def text_of(message: ai.Message) -> str:
+    """All the text of a message. `Message.text` is only the first part of it."""
+    return "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+
+
 class ToolSpec(pydantic.BaseModel):
     """What the model is told about a tool (`ai.ToolLike`)."""
 
@@ -355,7 +360,7 @@ class ModelActivities:
                     message=_well_formed(message, request),
                     finish_reason=getattr(model, "finish_reason", None),
                 )
-                if not (message.tool_calls or message.files or _text(message).strip()):
+                if not (message.tool_calls or message.files or text_of(message).strip()):
                     raise _malformed_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
                 _check_size("the model's answer", reply)
                 return reply
@@ -493,10 +498,6 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _text(message: ai.Message) -> str:
-    return "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
-
-
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
 
 _originals: dict[str, Callable[..., Awaitable[object]]] = {}
@@ -558,7 +559,7 @@ class _Live:
     def details(self) -> list[LiveText]:
         if self._message is None:
             return []
-        text = _text(self._message)
+        text = text_of(self._message)
         reasoning = "".join(part.text for part in self._message.parts if isinstance(part, ai.ReasoningPart))
         live = LiveText(
             attempt=activity.info().attempt,

@@ -392,10 +392,13 @@ class _Run:
         call = workflow.uuid4().hex[:8]
         self._questions[call] = _shortened(summary, QUESTION_BYTES)
         workflow.upsert_memo({APPROVALS_MEMO: self._questions})
-        with self.doing(f"waiting for an approval ({call}): {summary}"):
-            await workflow.wait_condition(lambda: call in self._answers)
-        del self._questions[call]
-        workflow.upsert_memo({APPROVALS_MEMO: self._questions})
+        try:
+            with self.doing(f"waiting for an approval ({call}): {summary}"):
+                await workflow.wait_condition(lambda: call in self._answers)
+        finally:
+            del self._questions[call]
+            if workflow.in_workflow():  # not if the run is given up by this worker
+                workflow.upsert_memo({APPROVALS_MEMO: self._questions})
         return self._answers[call]
 
     def answer(self, answer: Approval) -> str:

@@ -14,6 +14,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
+    from activities import text_of
     from durable import (
         Carried,
         HistoryFull,
@@ -78,7 +79,7 @@ class AgentWorkflow:
         try:
             with temporal_failures():
                 async for message in ai.run(agent, llm, request.query, checkpoint=carried.checkpoint):
-                    text = "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+                    text = text_of(message)
         except HistoryFull as full:
             workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

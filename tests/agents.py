@@ -1,6 +1,7 @@
 """Agents and workflows that the tests need beside the sample's own."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -225,6 +226,17 @@ class DirectWorkflow:
         raise AssertionError
 
 
+@workflow.defn
+class HastyWorkflow:
+    """Calls a tool that needs an approval, but does not wait for it."""
+
+    @workflow.run
+    async def run(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await TOOLS[5](door="front")
+
+
 WORKFLOWS = [
     TranscriptWorkflow,
     OtherWorkflow,
@@ -238,4 +250,5 @@ WORKFLOWS = [
     LongWorkflow,
     BrokenWorkflow,
     DirectWorkflow,
+    HastyWorkflow,
 ]

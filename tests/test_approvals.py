@@ -129,6 +129,13 @@ async def test_an_answer_to_no_question_is_refused_and_leaves_no_trace(
     assert results(standin)[1:] == ["ToolError: a person did not allow this call of open_door: no reason given"] * 2
 
 
+async def test_a_question_that_the_loop_gives_up_is_no_longer_open(client: Client, queue: str) -> None:
+    handle = await client.start_workflow(agents.HastyWorkflow.run, id=uuid.uuid4().hex, task_queue=queue)
+    await handle.result()
+    assert await questions(handle) == {}
+    assert (await event_types(handle)).count(EventType.EVENT_TYPE_WORKFLOW_PROPERTIES_MODIFIED) == 2
+
+
 async def test_without_approve_nobody_is_asked(start_agent: StartAgent, standin: StandIn) -> None:
     standin.play(calls(TOKYO), text("the answer"))
     handle = await start_agent()

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
     from travel_tools import book, charge, quote
 
-    from activities import APPROVALS_MEMO, Approval, ModelActivities, tool_call_activity
+    from activities import APPROVALS_MEMO, Approval, ModelActivities, text_of, tool_call_activity
     from durable import HEARTBEAT_THROTTLE, WORKFLOW_RUNNER, TemporalLanguageModel, temporal_failures, temporal_tool
 
 TOOLS: list[ai.Tool[..., Any]] = [
@@ -38,7 +38,7 @@ class TravelWorkflow:
         llm = TemporalLanguageModel("scripted")
         with temporal_failures():
             async for message in ai.run(travel_agent, llm, query):
-                answer = message.text
+                answer = text_of(message)
         return answer
 
 
