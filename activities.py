@@ -381,9 +381,10 @@ async def _fetch_request(number: int) -> ModelRequest:
     assert info.workflow_run_id is not None
     # Mostly the run is in the cache of this very worker. A look in there saves the way over the server, which takes as
     # long as all the rest of a call with a model that answers at once.
-    here = open_requests.get(info.workflow_run_id)
-    if here and number in here:  # it is not if the run is being replayed and is not as far yet
-        return ModelRequest.model_validate_json(here[number])
+    here = open_requests.get(info.workflow_run_id, OpenRequests())
+    # One look, since the workflow's thread may take it out at any time: when the run has to leave the cache.
+    if request := here.get(number):  # None also if the run is being replayed and is not as far yet
+        return ModelRequest.model_validate_json(request)
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:
