@@ -23,7 +23,7 @@ from terminal import Terminal
 
 import offline
 from activities import ModelActivities, tool_call_activity
-from durable import WORKFLOW_RUNNER
+from durable import HEARTBEAT_TIMEOUT, WORKFLOW_RUNNER
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +73,8 @@ def make_worker(client: Client, queue: str, **options: Any) -> Worker:
         workflows=[AgentWorkflow, *agents.WORKFLOWS],
         activities=[ModelActivities().llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
+        # Late enough to be cheap for hundreds of calls at once, early enough for a loaded machine.
+        max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3,
         **options,
     )
 
