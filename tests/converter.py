@@ -97,7 +97,7 @@ def data_converter() -> DataConverter:
     return dataclasses.replace(
         pydantic_data_converter,
         payload_codec=Encryption(base64.b64decode(key)),
-        # The text of errors stands outside of the payloads, unless it is put into one.
+        # The text of an error is outside of the payloads, unless this moves it in.
         failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
         external_storage=ExternalStorage(drivers=[Folder(Path(folder))]) if folder else None,
     )

@@ -156,6 +156,7 @@ SHOWN, SHOWN_AGAIN = take(r'main\.py --id readme "'), take(r"main\.py --id readm
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
 LOOP = take(r"^for ")
+TRIP = take(r"--id trip")
 
 
 def test_the_run_that_is_shown_comes_out_as_shown_and_is_joined_by_its_name(run: Run) -> None:
@@ -185,6 +186,23 @@ def test_with_a_key_and_a_server(run: Run, standin: StandIn, environment: dict[s
     text = change(WITH_A_KEY, ("_KEY=… ", "_KEY=a-key "), ("localhost:7233", address))
     assert run(text, env={**standin.environment, "AI_GATEWAY_API_KEY": ""}) == TOKYO
     assert [call.headers["authorization"] for call in standin.calls] == ["Bearer a-key"] * 2
+
+
+def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
+    first, again = TRIP.splitlines()
+
+    def ask(command: str) -> tuple[subprocess.Popen[str], str]:
+        process = start(command)
+        assert process.stderr is not None
+        [answer] = [line for line in process.stderr if "--yes" in line][:1]
+        return process, answer
+
+    killed, _ = ask(first)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    process, answer = ask(again)
+    run(answer)
+    assert process.communicate(timeout=60)[0] == TOKYO
 
 
 def test_many_runs_in_a_row(run: Run) -> None:
@@ -299,6 +317,7 @@ def test_packages_are_added(command: str, tmp_path: Path) -> None:
 
 SOAK = take(r"tests/soak\.py")
 MARATHON = take(r"tests/marathon\.py")
+COVERAGE = take(r"^COVERAGE_PROCESS_START")
 RECORD = take(r"tests/record_history\.py")
 SCREENSHOT = take(r"docs/screenshot\.py")
 BENCHMARK = take(r"benchmarks/run\.py")
@@ -320,6 +339,12 @@ def test_the_marathon_runs(run: Run) -> None:
     out = run(change(MARATHON, ("--calls 2000", "--calls 12")))
     assert "answer 'done' after 12 model calls" in out
     assert "lookups: 11\n" in out
+
+
+def test_the_lines_that_are_run_are_counted(run: Run, tmp_path: Path) -> None:
+    copy(tmp_path, "pyproject.toml", *(f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")))
+    out = run(change(COVERAGE, ("uv run pytest", "uv run pytest -n 0 tests/test_tools.py")), tmp_path)
+    assert re.search(r"^tools\.py +\d+ +0 +100%", out, re.MULTILINE)
 
 
 async def test_a_history_is_recorded(run: Run, start_agent: StartAgent, tmp_path: Path) -> None:
