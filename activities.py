@@ -1,4 +1,4 @@
-"""The two activities: every byte that leaves the process for a model or a tool leaves from here.
+"""The two activities: all I/O of the model calls and of the wrapped tools.
 
 `llm_stream_activity` fetches the transcript from its workflow, calls the model and drains the answer.
 `tool_call_activity` calls the original function of a tool by name. Both heartbeat in the background, so that
@@ -13,7 +13,7 @@ import base64
 import json
 import os
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,19 +43,20 @@ TRANSCRIPT = "transcript"
 APPROVAL = "approve_tool_call"
 """Name of the update that answers the question whether a tool may be called."""
 
-APPROVALS_MEMO = "waiting_for_approval"
-"""Key of a run's memo under which the open questions stand: a summary of the call, by the id to answer with."""
+QUESTION_MEMO = "waiting_for_approval."
+"""Begins the keys of a run's memo under which the open questions are: see `open_questions()`."""
 
 QUERY_PAGE = 250 * 1024
 """Bytes. A query's answer is a payload too: longer transcripts are fetched in pages. External storage, which takes
 payloads of over 256 KB, would keep every page for good."""
 
 QUERY_TIMEOUT = timedelta(seconds=5)
-"""A query goes to the worker that has the run in its cache. When that one was just killed it is lost, so it is asked
-again soon."""
+"""For one attempt at a query. It goes to the worker that has the run in its cache, and is lost if that one was just
+killed: so it is soon sent again."""
 
 QUERY_TRIES = 6
-"""In a row, before the attempt fails. A worker with much to do may take many seconds to replay a run."""
+"""Attempts at a query before the attempt of the activity fails: half a minute, since a worker with much to do may take
+many seconds to replay a run."""
 
 LIVE_SECONDS = 0.05
 """Seconds from the first news of a model to the heartbeat that reports it. The worker sends heartbeats on no more often
@@ -76,9 +77,9 @@ MIN_SECRET = 8
 
 GATEWAY_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
-# Taken for what the same input would raise again; everything else may be a passing fault. Mind that `JSONDecodeError`
-# and pydantic's `ValidationError` are ValueErrors: a tool that cannot read what a service answers should raise an error
-# of its own instead, a `RuntimeError` say.
+# Errors that the same input is taken to raise again. Everything else may be a passing fault and is retried. Mind that
+# `JSONDecodeError` and pydantic's `ValidationError` are ValueErrors: a tool that cannot read what a service answers
+# should raise an error of its own instead, a `RuntimeError` say.
 FINAL_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -179,11 +180,17 @@ class Transcript(pydantic.BaseModel):
 
 
 class Approval(pydantic.BaseModel):
-    """Argument of the update `APPROVAL`: whether the tool call may be made. The model is told the reason if not."""
+    """Argument of the update `APPROVAL`: whether a tool call may be made. The model is told the reason if not."""
 
     call: str
+    """Which question this answers, as `open_questions()` has it; not the model's id of the call."""
     approved: bool
     reason: str = ""
+
+
+def open_questions[T](memo: Mapping[str, T]) -> dict[str, T]:
+    """The tool calls of a run that wait for an approval: from its memo, the question by the id to answer it with."""
+    return {key.removeprefix(QUESTION_MEMO): memo[key] for key in memo if key.startswith(QUESTION_MEMO)}
 
 
 class LiveText(pydantic.BaseModel):
@@ -337,8 +344,9 @@ class ModelActivities:
     """Holds what the model activity depends on, so that a worker can be given another model class.
 
     Args:
-        make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called
-            once a call, because a model may keep the state of its stream.
+        make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called for
+            every call, since a model may keep the state of its stream. What it makes has to raise when a stream breaks
+            off, or half a message is taken for an answer; of the SDK's own models, `CheckedGatewayModel` does.
     """
 
     make_model: Callable[[str], ai.LanguageModel] = CheckedGatewayModel
@@ -348,8 +356,9 @@ class ModelActivities:
         """Fetch a request from the calling workflow, send it to the model, and return the finished message.
 
         Raises:
-            ApplicationError: Not retryable where asking again cannot help (a bad key, an unknown model, a bad
-                request), retryable otherwise (see `final`).
+            ApplicationError: Not retryable where asking again cannot help (a bad key, an unknown model, a bad request:
+                see `final`), for an answer over `PAYLOAD_LIMIT`, and for an empty or malformed one from the attempt
+                `MALFORMED_ANSWER_ATTEMPTS` on; retryable otherwise.
         """
         with _sorted_failures():
             async with _heartbeats() as live:
@@ -425,6 +434,8 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
             raise
         problem = f"the model's answer is not a {request.output_type.__name__}: {_one_line(error)}"
         raise _malformed_answer(problem) from None
+    except KeyError as error:  # the SDK's, for a part of a block that was never begun
+        raise _malformed_answer(f"the model's stream is malformed ({_one_line(error)})") from None
     if message is None:
         raise _malformed_answer("the model's stream was empty")
     return message
@@ -438,8 +449,8 @@ def _malformed_answer(problem: str) -> ApplicationError:
 class ToolError(json.JSONDecodeError):
     """A tool call that failed for good, for the model to read.
 
-    It is no JSON error: but `ai.execute_tool` reports just `JSONDecodeError` and pydantic's `ValidationError` to
-    the model, and lets anything else end the run.
+    It has nothing to do with JSON. But `ai.execute_tool` reports only `JSONDecodeError` and pydantic's
+    `ValidationError` to the model, and lets anything else end the run.
     """
 
     def __init__(self, message: str) -> None:
@@ -490,6 +501,7 @@ def _call_problem(name: str, arguments: str, offered: list[str]) -> str | None:
     try:
         # Stricter than json.loads, which lets NaN and lone surrogates through to the next request.
         value = from_json(arguments or "{}", allow_inf_nan=False)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except ValueError as error:
         return f"the arguments of {name} are not valid JSON: {error}"
     return None if isinstance(value, dict) else f"the arguments of {name} must be a JSON object"
@@ -575,12 +587,10 @@ class _Live:
 async def _heartbeats() -> AsyncGenerator[_Live]:
     """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
     live = _Live()
-    timeout = activity.info().heartbeat_timeout
-    if timeout is None:
-        yield live
-        return
+    # Without a timeout too, since a heartbeat is how an activity hears that it is cancelled.
+    seconds = (activity.info().heartbeat_timeout or timedelta(minutes=1)).total_seconds() / 3
 
-    async def beat(seconds: float) -> None:
+    async def beat() -> None:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(live.changed.wait(), seconds)
@@ -588,7 +598,7 @@ async def _heartbeats() -> AsyncGenerator[_Live]:
             live.changed.clear()
             activity.heartbeat(*live.details())
 
-    task = asyncio.create_task(beat(timeout.total_seconds() / 3))
+    task = asyncio.create_task(beat())
     try:
         yield live
     finally:
@@ -603,6 +613,8 @@ def _sorted_failures() -> Iterator[None]:
     except ApplicationError:
         raise
     except Exception as error:
+        while isinstance(error, ExceptionGroup):  # of a tool that uses a TaskGroup
+            error = error.exceptions[0]
         # `from None`: a cause would put its own, unredacted text into the history.
         raise ApplicationError(_one_line(error), type=type(error).__name__, non_retryable=final(error)) from None
 
@@ -629,6 +641,8 @@ def _one_line(error: BaseException) -> str:
         # What the SDK says of a lost connection leads astray, and of a status it says nothing.
         cause = error.__cause__
         text = f"{type(cause).__name__}: {cause}" if cause else f"HTTP {error.status_code}: {error}"
+    elif isinstance(error, LookupError):  # whose text is just the key
+        text = f"{type(error).__name__}: {text}"
     text = " ".join(text.split()) or type(error).__name__
     for name, secret in os.environ.items():
         if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")) and len(secret) >= MIN_SECRET:

@@ -12,7 +12,7 @@
             async for message in ai.run(agent, llm, query):    # the loop does not know
                 ...
 
-Everything here runs inside workflows and is replayed: no clock, no randomness, no I/O.
+What runs inside a workflow is replayed: so there is no clock, no randomness and no I/O in it.
 Nothing here names a tool, a model or a task queue. Copy this file together with activities.py.
 """
 
@@ -24,11 +24,11 @@ import inspect
 import itertools
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from types import MethodType
 from typing import Any, ClassVar, Unpack, cast, override
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -38,14 +38,15 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError, is_cancelled_exception
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
+from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a model call belongs to
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
 from activities import (
     APPROVAL,
-    APPROVALS_MEMO,
     PAYLOAD_LIMIT,
     QUERY,
     QUERY_PAGE,
+    QUESTION_MEMO,
     TRANSCRIPT,
     Approval,
     ModelActivities,
@@ -63,7 +64,8 @@ from activities import (
 )
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
-"""How long a dead worker goes unnoticed. The activities heartbeat three times as often, if the `Worker` lets them."""
+"""How long a dead worker goes unnoticed. The activities heartbeat every third of it, unless the `Worker` holds the
+heartbeats back: see `HEARTBEAT_THROTTLE`."""
 
 HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
 """The `max_heartbeat_throttle_interval` for every `Worker`. By default it holds heartbeats back for four seconds, and
@@ -93,20 +95,22 @@ WORKFLOW_RUNNER = SandboxedWorkflowRunner(
 """The `workflow_runner` for every `Worker` and `Replayer` of workflows that use this file."""
 
 HISTORY_LIMIT = 40_000
-"""Events from which on a run must continue as new, or fails if it is too long to be carried over. Temporal suggests it
-at about 4,000, and ends a run at 51,200 events or 50 MB. The difference is room for one more turn with many tools."""
+"""Events at which a run has to continue as new, and fails if its conversation is too long for that. By default Temporal
+suggests it at about 4,000 events or 4 MB of history, and ends a run at 51,200 events or 50 MB. The difference is room
+for one more turn with many tools."""
 
 HISTORY_SIZE_LIMIT = 40 * 1024 * 1024
 """The same in bytes."""
 
 CARRIED_LIMIT = PAYLOAD_LIMIT // 2
-"""Bytes that `Carried` may have: half of a payload, since it travels in the workflow's input, beside other things."""
+"""Bytes that `Carried.state` may have: half of a payload, since there is more than that in the workflow's input."""
 
 SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
 
-QUESTION_BYTES = 20_000
-"""Longest question for an approval. Long enough to show what is allowed, and short enough for many in one memo."""
+QUESTION_BYTES = 8_000
+"""Longest question for an approval. Long enough to show what is allowed, and short enough for hundreds of questions at
+once: a run's memo may have 2 MB."""
 
 
 def _shortened(text: str, limit: int) -> str:
@@ -129,11 +133,11 @@ class TemporalLanguageModel(ai.LanguageModel):
         max_calls: How many calls to allow, those of the runs that this one continues included: a loop that never ends
             must not cost money for ever. 50 is far more than an answer takes.
         idle_timeout: How long no part of an answer may come before the call is given up and tried again. Two minutes,
-            since some models think for more than one before the first word. The SDK itself waits no longer than five.
+            since some models think for more than one before the first word. The SDK's gateway model itself waits for
+            five at most.
         carried: What an earlier run handed on, or an empty `Carried()`: lets the run continue as new. A call raises
             `HistoryFull` when it is time. Leave it out for loops that make several model calls at once or have tools
             that make some: the SDK's checkpoint gives its steps back in the order in which they were taken.
-        history_limit: Events after which a run continues as new, should Temporal not have suggested it before.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
 
@@ -144,7 +148,6 @@ class TemporalLanguageModel(ai.LanguageModel):
         max_calls: int = 50,
         idle_timeout: timedelta = timedelta(minutes=2),
         carried: "Carried | None" = None,
-        history_limit: int = HISTORY_LIMIT,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model
@@ -155,7 +158,6 @@ class TemporalLanguageModel(ai.LanguageModel):
         """Why the latest answer ended, as the model said: `stop`, `tool-calls`, `length`, `content-filter`, …"""
         self._idle_timeout = idle_timeout
         self._carried = carried
-        self._history_limit = history_limit
         self._options = options
 
     @override
@@ -165,7 +167,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         tools: Sequence[ai.ToolLike] | None = None,
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[ai.Message]:
-        """Run one model call as an activity and yield the finished message.
+        """Run one model call as an activity and yield the finished message, once: what it says meanwhile is in the
+        activity's heartbeats (`LiveText`).
 
         Raises:
             ApplicationError: The limit on calls is reached, `output_type` cannot be imported by a worker, or the run
@@ -188,6 +191,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         if self._carried is not None:
             self._continue_as_new(self._carried, messages)
         self.calls += 1
+        await _Pump.park()
         run = _run()
         run.usage = run.usage or (self._carried.usage if self._carried else None)
         run.transcript = messages
@@ -211,7 +215,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         if self.calls == carried.calls:
             # The first call of a run is always made, so that each run gets on. Only this one is compared: another model
             # of the run may begin with the same number of calls, but it has a conversation of its own.
-            expected, carried.fingerprint = carried.fingerprint, ""
+            expected, carried.said = carried.said, ""
             if expected not in ("", _fingerprint(messages)):
                 raise ApplicationError(
                     "when the run continued as new, the loop did not come back to where it was; does it make several "
@@ -222,8 +226,7 @@ class TemporalLanguageModel(ai.LanguageModel):
             return
         info = workflow.info()
         full = (
-            info.get_current_history_length() >= self._history_limit
-            or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
+            info.get_current_history_length() >= HISTORY_LIMIT or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
         )
         if full or info.is_continue_as_new_suggested():
             carry = Carried.of(ai.get_checkpoint(), self.calls, _run().usage, _fingerprint(messages))
@@ -232,7 +235,7 @@ class TemporalLanguageModel(ai.LanguageModel):
             if full:
                 raise ApplicationError(
                     f"the history is full, and the conversation is too long to continue as new: {len(carry.state):,} "
-                    f"bytes, compressed, where {CARRIED_LIMIT:,} can be carried over",
+                    f"bytes, where {CARRIED_LIMIT:,} can be carried over",
                     type="ConversationTooLong",
                     non_retryable=True,
                 )
@@ -242,12 +245,12 @@ class TemporalLanguageModel(ai.LanguageModel):
 
 
 class HistoryFull(BaseException):
-    """Raised by a model call, in its place, when the run has to continue as new to go on. Pass `carried` on:
+    """Raised instead of a model call when the run has to continue as new. Pass `carried` on:
 
         except HistoryFull as full:
             workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
 
-    No `Exception`, so that no loop takes it for a failure of the model.
+    A `BaseException`, so that no `except Exception` on its way takes it for a failure of the model.
     """
 
     def __init__(self, carried: "Carried") -> None:
@@ -272,19 +275,24 @@ class Carried(pydantic.BaseModel):
 
     calls: int = 0
     usage: ai.Usage | None = None
-    fingerprint: str = ""
-    """Of the conversation, to see whether the next run comes back to it."""
+    said: str = ""
+    """A hash of the conversation, to see whether the next run comes back to it."""
     state: str = ""
-    """The checkpoint, compressed: to about a third for prose. The transcript can be read by query."""
+    """The checkpoint: JSON, compressed (to about a third for prose), in base64. The Web UI need not show what is in it:
+    the query `TRANSCRIPT` gives the conversation."""
 
     @classmethod
-    def of(cls, checkpoint: ai.Checkpoint, calls: int, usage: ai.Usage | None, fingerprint: str) -> "Carried":
+    def of(cls, checkpoint: ai.Checkpoint, calls: int, usage: ai.Usage | None, said: str) -> "Carried":
         """What the next run needs of this one: what was said and done, the count and the cost so far."""
         done = {event.tool_call_id for event in checkpoint.tools}
         steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
         plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
-        packed = zlib.compress(plain.model_dump_json(exclude_none=True).encode())
-        return cls(calls=calls, usage=usage, fingerprint=fingerprint, state=base64.b64encode(packed).decode())
+        packed = plain.model_dump_json(exclude_none=True).encode()
+        if (
+            len(packed) <= 10 * CARRIED_LIMIT
+        ):  # the rest is too long either way, and would block the worker for a second
+            packed = zlib.compress(packed)
+        return cls(calls=calls, usage=usage, said=said, state=base64.b64encode(packed).decode())
 
     @property
     def checkpoint(self) -> ai.Checkpoint:
@@ -307,9 +315,10 @@ def _without_results(message: ai.Message, done: set[str]) -> ai.Message:
 
 def _fingerprint(messages: list[ai.Message]) -> str:
     # Only what models and tools said: a loop may well put the date into its system prompt.
-    said = [message for message in messages if message.role == "assistant"]
-    request = ModelRequest(messages=said).model_dump_json(exclude_none=True)
-    return hashlib.sha256(request.encode()).hexdigest()[:16]
+    said = ModelRequest(messages=[message for message in messages if message.role == "assistant"])
+    # A message that the loop makes itself has another random id in every run.
+    text = said.model_dump_json(exclude_none=True, exclude={"messages": {"__all__": {"id"}}})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ── What a run keeps ─────────────────────────────────────────────────────────────────────────────────────
@@ -375,7 +384,7 @@ class _Run:
             yield
         finally:
             self._doing.remove(what)
-            if workflow.in_workflow():  # not if the run is given up by this worker
+            if workflow.in_workflow():  # not while the run is evicted from the worker's cache
                 self._show()
 
     def _show(self) -> None:
@@ -387,18 +396,19 @@ class _Run:
     async def approval(self, summary: str) -> Approval:
         """Ask a person whether a tool may be called, and wait for the answer for as long as it takes.
 
-        The open questions stand in the run's memo: who wants to know them needs no worker.
+        The open questions are in the run's memo: who wants to know them needs no worker. Each has a key of its own,
+        since the server takes no more than 4 MB at once, which many questions in one value would soon be.
         """
         call = workflow.uuid4().hex[:8]
         self._questions[call] = _shortened(summary, QUESTION_BYTES)
-        workflow.upsert_memo({APPROVALS_MEMO: self._questions})
+        workflow.upsert_memo({QUESTION_MEMO + call: self._questions[call]})
         try:
             with self.doing(f"waiting for an approval ({call}): {summary}"):
                 await workflow.wait_condition(lambda: call in self._answers)
         finally:
             del self._questions[call]
-            if workflow.in_workflow():  # not if the run is given up by this worker
-                workflow.upsert_memo({APPROVALS_MEMO: self._questions})
+            if workflow.in_workflow():  # not while the run is evicted from the worker's cache
+                workflow.upsert_memo({QUESTION_MEMO + call: None})
         return self._answers[call]
 
     def answer(self, answer: Approval) -> str:
@@ -420,7 +430,8 @@ def _run() -> _Run:
     run = _Run()
     open_requests[workflow.info().run_id] = run.requests
     workflow.set_query_handler(QUERY, run.page)
-    workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
+    if workflow.get_query_handler(TRANSCRIPT) is None:  # the workflow may have one of its own
+        workflow.set_query_handler(TRANSCRIPT, run.read_transcript)
     workflow.set_update_handler(APPROVAL, run.answer, validator=run.check_answer)
     return run
 
@@ -429,7 +440,6 @@ def _run() -> _Run:
 
 
 _wrapped: dict[str, tuple[tuple[ai.Tool[..., Any], bool, workflow.ActivityConfig], ai.Tool[..., Any]]] = {}
-_RUNTIME = "_durable_runtime"
 
 
 def temporal_tool[**P, R](
@@ -475,35 +485,32 @@ def temporal_tool[**P, R](
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        runtime = cast(ai.Runtime | None, kwargs.pop(_RUNTIME, None))
         if not workflow.in_workflow():
             return await call_original(*args, **kwargs)
         try:
-            arguments = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
+        arguments = {**dict(zip(signature.parameters, bound.args, strict=False)), **bound.kwargs}
         summary, run = _summary(tool.name, arguments), _run()
         try:
-            async with _Pump.parked(runtime):
-                if approval or run.asks_before_tools:
-                    answer = await run.approval(summary)
-                    if not answer.approved:
-                        reason = answer.reason or "no reason given"
-                        raise ToolError(f"a person did not allow this call of {tool.name}: {reason}")
-                with run.doing(f"calling {summary}"):
-                    reply = await workflow.execute_activity(
-                        tool_call_activity,
-                        ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
-                        **(_summarized(summary) | TOOL_OPTIONS | options),
-                    )
+            if approval or run.asks_before_tools:
+                answer = await run.approval(summary)
+                if not answer.approved:
+                    reason = answer.reason or "no reason given"
+                    raise ToolError(f"a person did not allow this call of {tool.name}: {reason}")
+            with run.doing(f"calling {summary}"):
+                reply = await workflow.execute_activity(
+                    tool_call_activity,
+                    ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments)),
+                    **(_summarized(summary) | TOOL_OPTIONS | options),
+                )
         except ActivityError as error:
             if is_cancelled_exception(error):
-                raise
+                raise asyncio.CancelledError from error  # which `asyncio.timeout()` in the loop knows
             raise ToolError(f"{tool.name} failed: {_reason(error)}") from error
         return cast(R, reply.result)
 
-    # The SDK hands the runtime to a parameter of this type. The schema is the original's and does not show it.
-    call.__annotations__ = {**call.__annotations__, _RUNTIME: ai.Runtime}
     wrapper = ai.Tool(fn=call, schema=tool.schema, validator=tool._validator)  # private: as with `_fn`
     _tool_registry[tool.name] = wrapper
     _wrapped[tool.name] = (tool, approval, options), wrapper
@@ -530,53 +537,37 @@ def _reason(error: ActivityError) -> str:
             return f"it was not finished in time ({kind.name.lower() if kind else 'timeout'})"
         case FailureError(message=message):
             return message
-        case cause:
-            return str(cause or error)
+    return error.message
 
 
 class _Pump:
-    """Keeps the loop that `ai.run()` takes its steps with from writing timers while tools run.
+    """Keeps the loop that `ai.run()` takes its steps with from writing timers while it has nothing to do.
 
     That loop waits for the next step for 0.1 s at a time, over and over. In a workflow each of these is a durable
-    timer: a tool that takes an hour would fill the history. While there is a step it just awaits the step. So
-    while tool activities are in flight, the queue is given a step that produces nothing and waits.
+    timer: a tool that takes an hour would fill the history. While there is a step it just awaits the step. So it is
+    given one that produces nothing, and waits until there is another step or a message to pass on.
     """
 
-    _pumps: ClassVar[WeakKeyDictionary[ai.Runtime, "_Pump"]] = WeakKeyDictionary()
-
-    def __init__(self) -> None:
-        # No reference to the runtime: it would keep itself alive as a key of the dictionary above.
-        self._in_flight = 0
-        self._has_step = False
+    _parked: ClassVar[WeakSet[ai.Runtime]] = WeakSet()
 
     @classmethod
-    @asynccontextmanager
-    async def parked(cls, runtime: ai.Runtime | None) -> AsyncGenerator[None]:
-        """Keep the pump of this runtime waiting for as long as the body runs. Without a runtime there is no pump."""
-        if runtime is None:
-            yield
-            return
-        pump = cls._pumps.setdefault(runtime, cls())
-        pump._in_flight += 1
-        await pump._put_step(runtime)
-        try:
-            yield
-        finally:
-            pump._in_flight -= 1
+    async def park(cls) -> None:
+        """Give the `ai.run()` that this is called in such a step, for good. There is one for every run, not more: a
+        step makes way for any other, so two of them would make way for each other for ever."""
+        runtime = _runtime.get(None)
+        if runtime is not None and runtime not in cls._parked:
+            cls._parked.add(runtime)
+            await cls._put_step(runtime)
 
-    async def _put_step(self, runtime: ai.Runtime) -> None:
-        # At most one: the step makes way for any other, so two of them would make way for each other for ever.
-        if self._in_flight and not self._has_step:
-            self._has_step = True
-            await runtime.put_step(functools.partial(self._wait, runtime), asyncio.Future())
+    @classmethod
+    async def _put_step(cls, runtime: ai.Runtime) -> None:
+        await runtime.put_step(functools.partial(cls._wait, runtime), asyncio.Future())
 
-    async def _wait(self, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:
-        in_flight = self._in_flight
-        steps = runtime._step_queue  # private: tells that another step waits, a second agent's model call
-        # Also ends when one of several tools is done, so that its message is passed on at once.
-        await workflow.wait_condition(lambda: self._in_flight != in_flight or not steps.empty())
-        self._has_step = False
-        await self._put_step(runtime)
+    @classmethod
+    async def _wait(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:
+        steps, messages = runtime._step_queue, runtime._message_queue  # private: what that loop would find
+        await workflow.wait_condition(lambda: not (steps.empty() and messages.empty()))
+        await cls._put_step(runtime)
         for message in list[ai.Message]():  # yields nothing, as a step may
             yield message
 
@@ -589,14 +580,14 @@ def temporal_failures() -> Iterator[None]:
     """Let the workflow fail when the loop does. Put it around the iteration over `ai.run()`.
 
     `ai.run()` raises an `ExceptionGroup`, which Temporal takes for a bug in the workflow's code: it would retry the
-    workflow task, and the run would hang for good. Raises what is inside the group in its place: a failure
-    of Temporal and `HistoryFull` as they are, anything else as an `ApplicationError` that is not retryable.
+    workflow task, and the run would hang for good. Raises what is inside the group in its place: what Temporal knows
+    and `HistoryFull` as they are, anything else as an `ApplicationError` that is not retryable.
     """
     try:
         yield
     except (Exception, BaseExceptionGroup) as error:
         leaves = list(_leaves(error))
-        for kind in (HistoryFull, FailureError):
+        for kind in (HistoryFull, workflow.ContinueAsNewError, FailureError):
             for leaf in leaves:
                 if isinstance(leaf, kind):
                     raise leaf from leaf.__cause__  # keeps what makes it a cancellation, and leaves the group out

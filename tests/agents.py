@@ -166,7 +166,6 @@ class TwoAgentsWorkflow:
 
 class LongRequest(pydantic.BaseModel):
     query: str
-    history_limit: int
     carried: Carried = Carried()
 
 
@@ -176,9 +175,7 @@ class LongWorkflow:
 
     @workflow.run
     async def run(self, request: LongRequest) -> tuple[str, int]:
-        llm = TemporalLanguageModel(
-            "test/model", max_calls=20, carried=request.carried, history_limit=request.history_limit
-        )
+        llm = TemporalLanguageModel("test/model", max_calls=20, carried=request.carried)
 
         async def two_at_once(llm: ai.LanguageModel, query: str) -> None:
             async def later() -> None:
@@ -188,7 +185,14 @@ class LongWorkflow:
 
             await asyncio.gather(other_agent(llm, query), later())
 
-        loop = two_at_once if request.query == "two" else other_agent
+        async def with_an_example(llm: ai.LanguageModel, query: str) -> None:
+            example = ai.Message(role="assistant", parts=[ai.TextPart(text="an answer, say")])
+            await ai.stream_loop(
+                llm, [*ai.make_messages(user="a question"), example, *ai.make_messages(user=query)], TOOLS
+            )
+
+        loops = {"two": two_at_once, "example": with_an_example}
+        loop = loops.get(request.query, other_agent)
         run = ai.run(loop, llm, request.query, checkpoint=request.carried.checkpoint)
         try:
             with temporal_failures():
@@ -227,6 +231,52 @@ class DirectWorkflow:
 
 
 @workflow.defn
+class WaitingWorkflow:
+    """A loop that waits for other things than its tools, once it has asked the model."""
+
+    @workflow.run
+    async def run(self) -> str:
+        async def loop(llm: ai.LanguageModel) -> None:
+            first = await ai.stream_step(llm, ai.make_messages(user="go"), TOOLS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await ai.execute_tool(first.tool_calls[0])
+            await ai.stream_step(llm, ai.make_messages(user="go on"))
+
+        with temporal_failures():
+            return (await transcript_of(ai.run(loop, TemporalLanguageModel("test/model"))))[-1].text
+
+
+@workflow.defn
+class OwnQueryWorkflow:
+    """Has a query that the bridge has too."""
+
+    @workflow.run
+    async def run(self) -> None:
+        with temporal_failures():
+            await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), "go"))
+
+    @workflow.query
+    def transcript(self) -> str:
+        return "its own"
+
+
+@workflow.defn
+class AgainWorkflow:
+    """Continues as new from inside of its loop."""
+
+    @workflow.run
+    async def run(self, times: int) -> str:
+        async def loop() -> None:
+            if times:
+                workflow.continue_as_new(times - 1)
+
+        with temporal_failures():
+            await transcript_of(ai.run(loop))
+        return "done"
+
+
+@workflow.defn
 class HastyWorkflow:
     """Calls a tool that needs an approval, but does not wait for it."""
 
@@ -250,5 +300,8 @@ WORKFLOWS = [
     LongWorkflow,
     BrokenWorkflow,
     DirectWorkflow,
+    WaitingWorkflow,
+    OwnQueryWorkflow,
+    AgainWorkflow,
     HastyWorkflow,
 ]

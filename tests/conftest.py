@@ -67,14 +67,14 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 
 def make_worker(client: Client, queue: str, **options: Any) -> Worker:
+    # Late enough to be cheap for hundreds of calls at once, early enough for a loaded machine.
+    options.setdefault("max_heartbeat_throttle_interval", HEARTBEAT_TIMEOUT / 3)
     return Worker(
         client,
         task_queue=queue,
         workflows=[AgentWorkflow, *agents.WORKFLOWS],
         activities=[ModelActivities().llm_stream_activity, tool_call_activity],
         workflow_runner=WORKFLOW_RUNNER,
-        # Late enough to be cheap for hundreds of calls at once, early enough for a loaded machine.
-        max_heartbeat_throttle_interval=HEARTBEAT_TIMEOUT / 3,
         **options,
     )
 

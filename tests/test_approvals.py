@@ -29,7 +29,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from terminal import Terminal
 
 import main
-from activities import APPROVAL, APPROVALS_MEMO, Approval
+from activities import APPROVAL, Approval, open_questions
 from workflow import AgentRequest, AgentWorkflow
 
 PROMPT = "Allow it? (y, or n and why)"
@@ -42,9 +42,9 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 async def questions(handle: WorkflowHandle[Any, Any]) -> dict[str, str]:
-    """The tool calls that wait for an approval, from where everybody can read them: summaries by call."""
-    found: dict[str, str] = (await (await handle.describe()).memo()).get(APPROVALS_MEMO, {})
-    return found
+    """The tool calls that wait for an approval, from where everybody can read them: summaries by call, sorted."""
+    found: dict[str, str] = open_questions(await (await handle.describe()).memo())
+    return dict(sorted(found.items(), key=operator.itemgetter(1)))
 
 
 async def until_asked(handle: WorkflowHandle[Any, Any], *words: str) -> dict[str, str]:
@@ -89,9 +89,9 @@ async def guarded(client: Client, queue: str, standin: StandIn) -> WorkflowHandl
 
 
 async def test_a_single_tool_can_need_approval(guarded: WorkflowHandle[Any, Any], standin: StandIn) -> None:
-    waiting = await until_asked(guarded, "front", "back")
-    assert [*waiting.values()] == ['open_door(door="front")', 'open_door(door="back")']
-    front, back = waiting
+    waiting = await until_asked(guarded, "back", "front")
+    assert [*waiting.values()] == ['open_door(door="back")', 'open_door(door="front")']
+    back, front = waiting
     assert toolbox.OPENED == []
     metadata = await guarded.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
     assert f'- waiting for an approval ({front}): open_door(door="front")' in metadata.current_details
@@ -111,7 +111,7 @@ async def test_a_single_tool_can_need_approval(guarded: WorkflowHandle[Any, Any]
 async def test_an_answer_to_no_question_is_refused_and_leaves_no_trace(
     guarded: WorkflowHandle[Any, Any], standin: StandIn
 ) -> None:
-    front, back = await until_asked(guarded, "front", "back")
+    back, front = await until_asked(guarded, "back", "front")
 
     async def refused(call: str, why: str) -> None:
         with pytest.raises(WorkflowUpdateFailedError) as error:
@@ -134,6 +134,18 @@ async def test_a_question_that_the_loop_gives_up_is_no_longer_open(client: Clien
     await handle.result()
     assert await questions(handle) == {}
     assert (await event_types(handle)).count(EventType.EVENT_TYPE_WORKFLOW_PROPERTIES_MODIFIED) == 2
+
+
+async def test_many_long_questions_at_once_are_no_problem(client: Client, queue: str, standin: StandIn) -> None:
+    doors = [f"{number} {'x' * 10_000}" for number in range(50)]
+    standin.play(calls(*((door, "open_door", {"door": door}) for door in doors)), text("the answer"))
+    handle = await client.start_workflow(agents.AnswerWorkflow.run, "go", id=uuid.uuid4().hex, task_queue=queue)
+    for call in await until_asked(handle, *sorted(f'open_door(door="{door[:1000]}' for door in doors)):
+        await answer(handle, call, False)
+    assert await handle.result() == "the answer"
+    assert len(results(standin)) == 50
+    assert (await handle.describe()).history_length
+    assert (await handle.fetch_history()).to_json().count("upsertedMemo") == 100
 
 
 async def test_without_approve_nobody_is_asked(start_agent: StartAgent, standin: StandIn) -> None:
@@ -193,7 +205,7 @@ async def test_the_questions_are_asked_one_after_the_other_and_answered_by_what_
 async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(ask: Ask, standin: StandIn) -> None:
     terminal, handle = await ask(calls(TOKYO, PARIS), size=(160, 24))
     # Somebody else allows both calls, and the first of them is done while the question about the second is open.
-    tokyo, paris = await questions(handle)
+    paris, tokyo = await questions(handle)
     await answer(handle, tokyo, True)
     await asyncio.to_thread(terminal.wait_for, "It was answered elsewhere.", prompt("Paris"))
     done = 0

@@ -25,6 +25,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.worker import Replayer, Worker
+from vercel_ai_sdk.core.runtime import _runtime
 from vercel_ai_sdk.core.tools import _tool_registry
 
 import tools
@@ -108,7 +109,7 @@ async def test_the_history_replays(client: Client, start_agent: StartAgent) -> N
 async def test_nothing_of_a_finished_run_is_kept(start_agent: StartAgent) -> None:
     def kept() -> int:
         gc.collect()
-        return len(_Pump._pumps)
+        return len(_Pump._parked)
 
     await (await start_agent(COMPARE)).result()
     before = kept()
@@ -187,6 +188,7 @@ async def test_a_loop_can_call_tools_itself(execute: Execute) -> None:
         ("", {}, "ToolError: there is no tool ''"),
         ("count_legs", '{"legs": [', "ToolError: the arguments of count_legs are not valid JSON"),
         ("count_legs", '{"legs": [], "note": NaN}', "ToolError: the arguments of count_legs are not valid JSON"),
+        ("count_legs", '{"legs": [], "note": 1e999}', "ToolError: the arguments of count_legs are not valid JSON"),
         ("count_legs", '{"legs": [], "note": "\\ud800"}', "ToolError: the arguments of count_legs are not valid JSON"),
         ("count_legs", "[1]", "ToolError: the arguments of count_legs must be a JSON object"),
         ("count_legs", {}, "ValidationError: 1 validation error"),
@@ -194,6 +196,7 @@ async def test_a_loop_can_call_tools_itself(execute: Execute) -> None:
         ("count_legs", {"legs": 7}, "ValidationError: 1 validation error"),
         ("count_legs", {"legs": [], "extra": 1}, "ToolError: count_legs: got an unexpected keyword argument 'extra'"),
         ("break_down", {"reason": "no luck"}, "ToolError: break_down failed: no luck"),
+        ("misread", {}, "ToolError: misread failed: KeyError: 'population'"),
         ("not_json", {}, "ToolError: not_json failed: the result of not_json is not JSON"),
         ("big_result", {"size": 3 << 20}, "ToolError: big_result failed: the result of big_result has 3,145,"),
     ],
@@ -213,6 +216,23 @@ async def test_a_failing_tool_is_tried_again_first(execute: Execute, standin: St
     standin.play(calls(("1", "break_down", {"reason": (reason := uuid.uuid4().hex)})), text("I see"))
     await execute(agents.OtherWorkflow, "go")
     assert toolbox.ATTEMPTS.count(reason) == 2
+
+
+async def test_a_tool_that_fails_in_a_task_group_says_why_and_is_not_tried_again(
+    execute: Execute, standin: StandIn
+) -> None:
+    standin.play(calls(("1", "gather_facts", {"names": [name := uuid.uuid4().hex]})), text("I see"))
+    await execute(agents.OtherWorkflow, "go")
+    [result] = standin.calls[1].tool_results
+    assert result["output"]["value"] == f"ToolError: gather_facts failed: there is no {name}"
+    assert toolbox.ATTEMPTS.count(name) == 1
+
+
+async def test_a_tool_takes_any_arguments_as_without_temporal(execute: Execute, standin: StandIn) -> None:
+    arguments = {"first": 1, "second": [2]}
+    assert await toolbox.any_arguments(**arguments) == arguments  # type: ignore[arg-type]  # they are of all kinds
+    standin.play(calls(("1", "any_arguments", arguments)), text("done"))
+    assert tool_parts(await execute(agents.OtherWorkflow, "go"))["1"].result == arguments
 
 
 async def test_tool_calls_with_one_id_are_told_apart(execute: Execute, standin: StandIn) -> None:
@@ -295,12 +315,39 @@ async def test_no_timer_is_written_while_a_slow_tool_runs(start_agent: StartAgen
     assert not any("TIMER" in name for name in fast)
 
 
+async def test_a_loop_may_give_up_a_tool_and_writes_no_other_timers(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    standin.play(calls(("1", "wait_for_ever", {})), text("without it, then"))
+    handle = await client.start_workflow(agents.WaitingWorkflow.run, id=uuid.uuid4().hex, task_queue=queue)
+    async with asyncio.timeout(30):
+        assert await handle.result() == "without it, then"
+    events = [event.event_type for event in (await handle.fetch_history()).events]
+    assert events.count(EventType.EVENT_TYPE_TIMER_STARTED) == 1  # of the loop's own timeout
+
+
+async def test_a_query_of_the_workflow_itself_wins_over_that_of_the_bridge(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    standin.play(text("done"))
+    handle = await client.start_workflow(agents.OwnQueryWorkflow.run, id=uuid.uuid4().hex, task_queue=queue)
+    await handle.result()
+    assert await handle.query("transcript") == "its own"
+
+
+async def test_a_loop_may_continue_its_run_as_new_itself(execute: Execute) -> None:
+    async with asyncio.timeout(30):
+        assert await execute(agents.AgainWorkflow, 2) == "done"
+
+
 def test_the_private_names_of_the_sdk_are_still_there() -> None:
     """Fails when an update of the SDK moves what durable.py and activities.py have to touch (`private:` in both)."""
     assert isinstance(tools.get_weather._fn, types.FunctionType)
     assert tools.get_weather._validator is not None
     assert _tool_registry["get_weather"] is workflow.TOOLS[0]
     assert ai.Runtime()._step_queue.empty()
+    assert ai.Runtime()._message_queue.empty()
+    assert _runtime.get(None) is None
     assert "_transport" in inspect.signature(ai.ai_gateway.GatewayModel).parameters
 
 
@@ -515,12 +562,17 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
 # ── Continuing as new ────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_run_continues_as_new_and_nothing_is_asked_or_done_again(
-    client: Client, execute: Execute, standin: StandIn
-) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs continue as new after a turn or two."""
+    monkeypatch.setattr("durable.HISTORY_LIMIT", 10)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_run_continues_as_new_and_nothing_is_asked_or_done_again(execute: Execute, standin: StandIn) -> None:
     turns = [calls((str(i), "count_legs", {"legs": [{"start": "a", "end": str(i)}]})) for i in range(8)]
     standin.play(*turns, text("done"))
-    request = agents.LongRequest(query="go", history_limit=10)
+    request = agents.LongRequest(query="go")
     assert await execute(agents.LongWorkflow, request) == ("done", 9)
     assert len(standin.calls) == 9
     # Each call had the whole conversation, as if there had been one run.
@@ -528,6 +580,14 @@ async def test_a_run_continues_as_new_and_nothing_is_asked_or_done_again(
     assert [result["output"]["value"]["ends"] for result in results] == [[str(i)] for i in range(8)]
 
 
+@pytest.mark.usefixtures("soon")
+async def test_messages_of_the_loop_itself_are_no_reason_to_fail(execute: Execute, standin: StandIn) -> None:
+    turns = [calls((str(i), "count_legs", {"legs": []})) for i in range(4)]
+    standin.play(*turns, text("done"))
+    assert await execute(agents.LongWorkflow, agents.LongRequest(query="example")) == ("done", 5)
+
+
+@pytest.mark.usefixtures("soon")
 async def test_tool_errors_and_what_the_model_sent_beside_its_calls_are_carried_over(
     execute: Execute, standin: StandIn
 ) -> None:
@@ -539,43 +599,47 @@ async def test_tool_errors_and_what_the_model_sent_beside_its_calls_are_carried_
     ]
     broken = tool_call("1", "break_down", {"reason": "no luck"})
     standin.play(parts(*said, *broken, finish("tool-calls")), text("I see"))
-    assert await execute(agents.LongWorkflow, agents.LongRequest(query="go", history_limit=1)) == ("I see", 2)
+    assert await execute(agents.LongWorkflow, agents.LongRequest(query="go")) == ("I see", 2)
     assistant, tool = standin.calls[1].prompt[-2:]
     assert [part["type"] for part in assistant["content"]] == ["reasoning", "text", "tool-call"]
     assert tool["content"][0]["output"] == {"type": "error-text", "value": "ToolError: break_down failed: no luck"}
 
 
+@pytest.mark.usefixtures("soon")
 async def test_the_limit_on_calls_counts_across_runs(client: Client, queue: str, standin: StandIn) -> None:
     standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(21)])
-    request = agents.LongRequest(query="go", history_limit=10)
+    request = agents.LongRequest(query="go")
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     assert (await failure_of(handle)).type == "ModelCallLimit"
     assert len(standin.calls) == 20
 
 
+@pytest.mark.usefixtures("soon")
 async def test_a_conversation_that_cannot_be_carried_over_fails_the_run(
     client: Client, queue: str, standin: StandIn
 ) -> None:
     standin.play(calls(("1", "noise", {"size": 1_500_000})), text("never"))
-    request = agents.LongRequest(query="go", history_limit=1)
+    request = agents.LongRequest(query="go")
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     error = await failure_of(handle)
     assert error.type == "ConversationTooLong"
-    assert re.search(r"too long to continue as new: [\d,]{9} bytes, compressed, where 1,048,064 can", error.message)
+    assert re.search(r"too long to continue as new: [\d,]{9} bytes, where 1,048,064 can", error.message)
 
 
+@pytest.mark.usefixtures("soon")
 async def test_a_loop_that_does_not_come_back_to_where_it_was_fails_the_run(
     client: Client, queue: str, standin: StandIn
 ) -> None:
     standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(9)])
-    request = agents.LongRequest(query="two", history_limit=10)
+    request = agents.LongRequest(query="two")
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     assert (await failure_of(handle)).type == "NotResumable"
 
 
+@pytest.mark.usefixtures("soon")
 async def test_a_run_that_continued_as_new_replays(client: Client, queue: str, standin: StandIn) -> None:
     standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(4)], text("done"))
-    request = agents.LongRequest(query="go", history_limit=10)
+    request = agents.LongRequest(query="go")
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     await handle.result()
     replayer = Replayer(

@@ -44,6 +44,7 @@ PASSING: dict[str, Reply] = {
     "silence": hang(*HALF),
     "silence from the start": hang(),
     "nothing at all": parts(),
+    "text of a block that was never begun": parts({"type": "text-delta", "id": "t", "delta": "?"}, finish("stop")),
 }
 
 

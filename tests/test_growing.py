@@ -38,7 +38,7 @@ from tls_proxy import Certificates, Proxy
 
 import main
 import offline
-from activities import APPROVAL, APPROVALS_MEMO, QUERY, TRANSCRIPT, Approval, Transcript
+from activities import APPROVAL, QUERY, QUESTION_MEMO, TRANSCRIPT, Approval, Transcript, open_questions
 from durable import WORKFLOW_RUNNER
 from offline import Part
 from workflow import AgentRequest, AgentWorkflow
@@ -233,7 +233,7 @@ CARRIERS = {
 
 # What can still be read, beside ids, task queues and the names of workers.
 READABLE = [
-    *("AgentWorkflow", "llm_stream_activity", "tool_call_activity", QUERY, TRANSCRIPT, APPROVAL, APPROVALS_MEMO),
+    *("AgentWorkflow", "llm_stream_activity", "tool_call_activity", QUERY, TRANSCRIPT, APPROVAL, QUESTION_MEMO),
     "ValueError",
 ]
 
@@ -280,7 +280,7 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
             handle = await client.start_workflow(
                 AgentWorkflow.run, request, id=f"run-{name}", task_queue=name, static_summary=request.query
             )
-            while len(questions := (await (await handle.describe()).memo()).get(APPROVALS_MEMO, {})) < 3:
+            while len(questions := open_questions(await (await handle.describe()).memo())) < 3:
                 pass
             for call, question in questions.items():
                 approval = Approval(call=call, approved="Tokyo" not in question, reason="that is nobody's business")

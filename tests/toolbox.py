@@ -67,6 +67,35 @@ async def wait_for_ever() -> None:
     await asyncio.Event().wait()
 
 
+@ai.tool
+async def gather_facts(names: list[str]) -> None:
+    """Look several things up at once, in vain."""
+    ATTEMPTS.extend(names)
+
+    async def look_up(name: str) -> None:
+        raise ValueError(f"there is no {name}")
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(look_up(name))
+
+
+@ai.tool
+async def misread() -> object:
+    """Look for something that is not there."""
+    return {"a": 1}["population"]
+
+
+async def any_arguments(first: int = 0, **rest: Any) -> dict[str, object]:
+    return {"first": first, **rest}
+
+
+# What the SDK makes of a tool of an MCP server, and `@ai.tool` cannot.
+OPEN_TOOL = ai.Tool(
+    any_arguments,
+    schema=ai.ToolSchema(name="any_arguments", description="", param_schema={"type": "object"}, return_type=None),
+)
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
@@ -80,6 +109,9 @@ TOOLS: list[ai.Tool[..., Any]] = [
         start_to_close_timeout=timedelta(seconds=1),
         retry_policy=RetryPolicy(maximum_attempts=1),
     ),
+    temporal_tool(gather_facts, retry_policy=QUICKLY),
+    temporal_tool(misread),
+    temporal_tool(OPEN_TOOL),
 ]
 
 

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
     from travel_tools import book, charge, quote
 
-    from activities import APPROVALS_MEMO, Approval, ModelActivities, text_of, tool_call_activity
+    from activities import APPROVAL, Approval, ModelActivities, open_questions, text_of, tool_call_activity
     from durable import HEARTBEAT_THROTTLE, WORKFLOW_RUNNER, TemporalLanguageModel, temporal_failures, temporal_tool
 
 TOOLS: list[ai.Tool[..., Any]] = [
@@ -88,8 +88,8 @@ async def main(address: str, approved: bool) -> None:
         handle = await client.start_workflow(TravelWorkflow.run, "A trip to Rome", id=run_id, task_queue="travel")
         async for event in handle.fetch_history_events(wait_new_event=True):
             if event.HasField("workflow_properties_modified_event_attributes"):
-                for call in (await (await handle.describe()).memo())[APPROVALS_MEMO]:
-                    print(await handle.execute_update("approve_tool_call", Approval(call=call, approved=approved)))
+                for call in open_questions(await (await handle.describe()).memo()):
+                    print(await handle.execute_update(APPROVAL, Approval(call=call, approved=approved)))
         print(await handle.result())
 
 
