@@ -51,11 +51,11 @@ class AgentRequest(pydantic.BaseModel):
     query: str
     model: str
     max_model_calls: int = 50
-    """Far more than an answer takes: for a loop that never ends."""
+    """Stops a loop that never ends. The default is far more than an answer takes."""
     approve: bool = False
     """Whether a person is asked before each tool call."""
     carried: Carried | None = None
-    """What was said so far, if the run continues another one as new."""
+    """What the run before handed on, if this one continues it as new."""
 
 
 class AgentAnswer(pydantic.BaseModel):
