@@ -16,11 +16,12 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from types import ModuleType
 from typing import TextIO, cast
 from urllib.parse import quote
@@ -118,10 +119,10 @@ if __name__ == "__main__":
         sys.modules[unused] = LoadedWhenUsed(unused)
 
 from pydantic_core import to_json
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
-from rich.segment import Segment, SegmentLines
+from rich.segment import SegmentLines
 from rich.text import Text
 from temporalio import common, exceptions
 from temporalio import runtime as core
@@ -556,38 +557,22 @@ class Step:
     of_model: bool
     since: datetime
     attempt: int = 1
-    failures_told: int = 0
     text: str = ""
     reasoning: str = ""
-
-    def seconds(self, until: datetime | None = None) -> float:
-        return ((until or datetime.now(UTC)) - self.since).total_seconds()
 
 
 class Screen:
     """Standard error: plain lines, or, in a terminal, lines with what is under way below them."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if in_color(sys.stderr) else None
+        plain = not in_color(sys.stderr)
+        self.console = Console(stderr=True, force_terminal=not plain, quiet=plain)
+        self.live = Live(self, console=self.console, refresh_per_second=12)
         self.can_ask = sys.platform != "win32" and all(s is not None and s.isatty() for s in (sys.stdin, sys.stderr))
-        self.is_paused = False
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the terminal to the person who types."""
-        self.is_paused = True
-        if self.live:
-            self.live.stop()
-        try:
-            yield
-        finally:
-            if self.live:
-                self.live.start()
-            self.is_paused = False
+        self.steps: dict[int, Step] = {}  # under way, by the event that began them
 
     def say(self, mark: str, text: str) -> None:
-        if self.live is None:
+        if self.console.quiet:
             say(f"  {mark} {text}")
         elif mark != ">":  # what is under way stands below
             sign, style = MARKS[mark]
@@ -596,25 +581,26 @@ class Screen:
                 line.truncate(self.console.width, overflow="ellipsis")
             self.console.print(line, soft_wrap=True)
 
-    def show(self, steps: Iterable[Step]) -> None:
-        """Show what is under way; in a terminal only."""
-        if self.live is None or self.is_paused:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.live.is_started:  # nothing of it stays there
             return
-        width, height = self.console.size
+        width, height = options.size
         spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
-        rows: list[Text] = []
-        lines: list[list[Segment]] = []
-        for step in list(steps)[: max(1, height - 3)]:
-            seconds = f" {step.seconds():.0f} s"
+        steps = list(self.steps.values())[: max(1, height - 3)]
+        for step in steps:
+            seconds = f" {(datetime.now(UTC) - step.since).total_seconds():.0f} s"
             row = Text(f"  {spinner} {printable(step.summary)}")
             row.truncate(max(1, width - len(seconds)), overflow="ellipsis")
-            rows.append(row.append(seconds))
-            for text, style in ((step.reasoning, "dim italic"), (step.text, "none")):
-                # What was written last is what counts, and rendering all of a long text takes too long to be live.
-                tail = text[-2 * height * width :]
-                lines += self.console.render_lines(markdown(tail, style), pad=False) if tail else []
-        lines = lines[-max(1, height - len(rows) - 2) :]
-        self.live.update(Group(*rows, SegmentLines(lines, new_lines=True)), refresh=True)
+            yield row.append(seconds)
+        # What was written last is what counts, and rendering all of a long text takes too long to be live.
+        size = 2 * height * width
+        texts = [
+            markdown(text[-size:], style)
+            for step in steps
+            for text, style in ((step.reasoning, "dim italic"), (step.text, "none"))
+        ]
+        lines = console.render_lines(Group(*texts), options, pad=False)
+        yield SegmentLines(lines[-max(1, height - len(steps) - 2) :], new_lines=True)
 
 
 class Progress:
@@ -624,7 +610,6 @@ class Progress:
         self._client = client
         self._handle = handle
         self._screen = Screen()
-        self._steps: dict[int, Step] = {}  # under way, by the event that began them
         self._asked: set[str] = set()
         self._run_id: str | None = None  # none: the latest
         self._seen = 0
@@ -639,7 +624,7 @@ class Progress:
             UserError: The server was gone for longer than `LOST_SECONDS`.
             Exception: Whatever the data converter raises for what it cannot read.
         """
-        with self._screen.live or nullcontext():
+        with self._screen.live:
             pending = asyncio.create_task(patiently(self._follow_pending))
             try:
                 await patiently(self._follow_history, notice=True)
@@ -661,10 +646,9 @@ class Progress:
                 if event.event_id > self._seen:
                     await self._show_event(event)
                     self._seen = event.event_id
-                    self._screen.show(self._steps.values())
             self._run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
             self._seen = 0
-            self._steps = {}
+            self._screen.steps.clear()
 
     async def _show_event(self, event: HistoryEvent) -> None:
         now = self._ended = event.event_time.ToDatetime(UTC)
@@ -680,18 +664,18 @@ class Progress:
                 scheduled = event.activity_task_scheduled_event_attributes
                 [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
                 of_model = scheduled.activity_type.name == "llm_stream_activity"
-                self._steps[event.event_id] = Step(scheduled.activity_id, summary, of_model, since=now)
+                self._screen.steps[event.event_id] = Step(scheduled.activity_id, summary, of_model, since=now)
                 self._screen.say(">", summary)
             case "activity_task_started_event_attributes":
                 began = event.activity_task_started_event_attributes
-                self._steps[began.scheduled_event_id].attempt = began.attempt
+                self._screen.steps[began.scheduled_event_id].attempt = began.attempt
             case kind if kind in ENDINGS:
-                step = self._steps.pop(getattr(event, kind).scheduled_event_id)
+                step = self._screen.steps.pop(getattr(event, kind).scheduled_event_id)
                 self._calls["model" if step.of_model else "tool"] += 1
                 attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
                 mark, ended = ENDINGS[kind]
-                result = await self._result(event, step)
-                self._screen.say(mark, f"{step.summary} {ended} {step.seconds(now):.1f} s{attempts}{result}")
+                seconds, result = (now - step.since).total_seconds(), await self._result(event, step)
+                self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
             case "workflow_properties_modified_event_attributes":
                 changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
                 if activities.APPROVALS_MEMO in changed:
@@ -725,33 +709,29 @@ class Progress:
 
     async def _follow_pending(self) -> None:
         # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
-        looked = 0.0
-        while True:
-            await asyncio.sleep(0.08 if self._screen.live else 0.5)
-            of_model = any(step.of_model for step in self._steps.values())
-            if self._steps and (of_model or time.monotonic() - looked > 0.4):  # tools tell less
-                looked = time.monotonic()
+        for tick in count():
+            await asyncio.sleep(0.08)
+            is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+            if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
                 description = await self._handle.describe()
-                steps = {step.activity_id: step for step in self._steps.values()}
+                steps = {step.activity_id: step for step in self._screen.steps.values()}
                 for pending in description.raw_description.pending_activities:
                     if step := steps.get(pending.activity_id):
                         await self._show_pending(step, pending)
-            self._screen.show(self._steps.values())
 
     async def _show_pending(self, step: Step, pending: PendingActivityInfo) -> None:
-        step.text = step.reasoning = ""
+        text = reasoning = ""
         if step.of_model and pending.heartbeat_details.payloads:
             live = await self._decode(pending.heartbeat_details, activities.LiveText)
             if live.attempt == pending.attempt:  # or it is the text of one that failed
-                step.text, step.reasoning = "…" * bool(live.start) + live.text, live.reasoning
-        failed = pending.attempt - 1
-        if failed > step.failures_told and not self._screen.is_paused:
-            step.failures_told = failed
+                text, reasoning = "…" * bool(live.start) + live.text, live.reasoning
+        step.text, step.reasoning = text, reasoning
+        if pending.attempt > step.attempt and self._screen.live.is_started:
+            step.attempt = pending.attempt
             wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
-            waiting = pending.HasField("next_attempt_schedule_time") and wait > 0.5
-            when = f"next one in {wait:.0f} s" if waiting else "next one now"
-            message = f"attempt {failed} failed: {await self._message(pending.last_failure)}"
-            self._screen.say("!", f"{step.summary}: {message}; {when}")
+            when = f"in {wait:.0f} s" if wait > 0.5 else "now"  # it is in the past if there is none
+            message = f"attempt {step.attempt - 1} failed: {await self._message(pending.last_failure)}"
+            self._screen.say("!", f"{step.summary}: {message}; next one {when}")
 
     async def _is_open(self, call: str) -> bool:
         description = await self._handle.describe()
@@ -766,8 +746,9 @@ class Progress:
             say(f"        {command} --yes {call}")
             say(f'        {command} --no {call} --reason "…"')
             return
-        with self._screen.paused():
-            answer = await self._prompt(call)
+        self._screen.live.stop()  # the terminal is left to the person who types
+        answer = await self._prompt(call)
+        self._screen.live.start()
         if answer:
             with suppress(UserError):  # somebody else was faster
                 await send(self._handle, answer)
