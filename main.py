@@ -126,11 +126,10 @@ from rich.segment import SegmentLines
 from rich.text import Text
 from temporalio import common, exceptions
 from temporalio import runtime as core
-from temporalio.api.common.v1 import Payloads
+from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
@@ -477,12 +476,11 @@ async def send(handle: Handle, answer: activities.Approval) -> str:
         raise UserError(f"answered, but the run cannot be read here ({one_line(error)}): is it encrypted?") from error
 
 
-async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -> T:
+async def patiently[T](call: Callable[[], Awaitable[T]]) -> T:
     """Await a call to the server, again and again while the server cannot be reached.
 
     Args:
         call: Made anew each time, so it has to be safe to repeat.
-        notice: Whether to say that the server was lost. One of those who wait at the same time is enough.
 
     Raises:
         UserError: The server was gone for longer than `LOST_SECONDS`.
@@ -499,8 +497,7 @@ async def patiently[T](call: Callable[[], Awaitable[T]], notice: bool = False) -
             # A call that held for longer than the client's own retries had a server meanwhile.
             if lost is None or time.monotonic() - since > 15:
                 lost = time.monotonic()
-                if notice:
-                    say("Lost the Temporal server; waiting for it to come back.")
+                say("Lost the Temporal server; waiting for it to come back.")
             if time.monotonic() - lost > LOST_SECONDS:
                 advice = f"when it is back, rejoin the run with: {REJOIN} ID"
                 raise UserError(f"the Temporal server does not come back ({one_line(error)}); {advice}") from error
@@ -611,8 +608,6 @@ class Progress:
         self._handle = handle
         self._screen = Screen()
         self._asked: set[str] = set()
-        self._run_id: str | None = None  # none: the latest
-        self._seen = 0
         self._began = self._ended = datetime.now(UTC)
         self._calls = {"model": 0, "tool": 0}
         self._usage = Usage()
@@ -625,9 +620,9 @@ class Progress:
             Exception: Whatever the data converter raises for what it cannot read.
         """
         with self._screen.live:
-            pending = asyncio.create_task(patiently(self._follow_pending))
+            pending = asyncio.create_task(self._follow_pending())
             try:
-                await patiently(self._follow_history, notice=True)
+                await self._follow_history()
             finally:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)  # what is wrong there is wrong here too
@@ -638,31 +633,28 @@ class Progress:
         return f"{calls}, {tokens(self._usage)}, {seconds:.1f} s"
 
     async def _follow_history(self) -> None:
-        # A run that continues as new has a history of its own for each part.
-        while self._run_id != "":
-            handle = self._client.get_workflow_handle(self._handle.id, run_id=self._run_id)
-            # A long poll: the server answers when there is something new.
-            async for event in handle.fetch_history_events(wait_new_event=True):
-                if event.event_id > self._seen:
-                    await self._show_event(event)
-                    self._seen = event.event_id
-            self._run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
-            self._seen = 0
+        run_id: str | None = None  # the latest
+        while run_id != "":  # a run that continues as new has a history of its own for each part
             self._screen.steps.clear()
+            handle = self._client.get_workflow_handle(self._handle.id, run_id=run_id)
+            # A long poll: the server answers when there is something new.
+            events = handle.fetch_history_events(wait_new_event=True)
+            while event := await patiently(partial(anext, events, None)):
+                await self._show_event(event)
+                run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
 
     async def _show_event(self, event: HistoryEvent) -> None:
         now = self._ended = event.event_time.ToDatetime(UTC)
         match kind := event.WhichOneof("attributes"):
             case "workflow_execution_started_event_attributes":
                 started = event.workflow_execution_started_event_attributes
-                self._run_id = started.original_execution_run_id
                 self._began = min(self._began, now)
-                if carried := (await self._decode(started.input, AgentRequest)).carried:
+                if carried := (await self._decode(started.input.payloads[0], AgentRequest)).carried:
                     self._calls = {"model": carried.calls, "tool": len(carried.checkpoint.tools)}
                     self._usage = carried.usage or Usage()
             case "activity_task_scheduled_event_attributes":
                 scheduled = event.activity_task_scheduled_event_attributes
-                [summary] = await self._client.data_converter.decode([event.user_metadata.summary], [str])
+                summary = await self._decode(event.user_metadata.summary, str)
                 of_model = scheduled.activity_type.name == "llm_stream_activity"
                 self._screen.steps[event.event_id] = Step(scheduled.activity_id, summary, of_model, since=now)
                 self._screen.say(">", summary)
@@ -678,14 +670,12 @@ class Progress:
                 self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
             case "workflow_properties_modified_event_attributes":
                 changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-                if activities.APPROVALS_MEMO in changed:
-                    decoded = self._client.data_converter.decode([changed[activities.APPROVALS_MEMO]], [dict[str, str]])
-                    for call, question in (await decoded)[0].items():
+                if payload := changed.get(activities.APPROVALS_MEMO):
+                    for call, question in (await self._decode(payload, dict[str, str])).items():
                         # The history tells of old questions too; the description knows which are still open.
-                        if call not in self._asked:
-                            if await self._is_open(call):
-                                await self._ask(call, question)
-                            self._asked.add(call)
+                        if call not in self._asked and await self._is_open(call):
+                            await self._ask(call, question)
+                        self._asked.add(call)
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
         """What came of a call, in short."""
@@ -693,18 +683,18 @@ class Progress:
             return f": {await self._message(event.activity_task_failed_event_attributes.failure)}"
         if not event.HasField("activity_task_completed_event_attributes"):
             return ""
-        payloads = event.activity_task_completed_event_attributes.result
+        payload = event.activity_task_completed_event_attributes.result.payloads[0]
         if not step.of_model:
-            return f": {title(to_json((await self._decode(payloads, activities.ToolReply)).result).decode(), 120)}"
-        usage = (await self._decode(payloads, activities.ModelReply)).message.usage
+            return f": {title(to_json((await self._decode(payload, activities.ToolReply)).result).decode(), 120)}"
+        usage = (await self._decode(payload, activities.ModelReply)).message.usage
         self._usage += usage or Usage()
         return f": {tokens(usage)}" if usage else ""
 
     async def _message(self, failure: Failure) -> str:
         return one_line(await self._client.data_converter.decode_failure(failure))  # what it says may be encrypted
 
-    async def _decode[T](self, payloads: Payloads, type: type[T]) -> T:
-        [value] = await self._client.data_converter.decode(payloads.payloads, [type])
+    async def _decode[T](self, payload: Payload, type: type[T]) -> T:
+        [value] = await self._client.data_converter.decode([payload], [type])
         return cast(T, value)
 
     async def _follow_pending(self) -> None:
@@ -713,28 +703,30 @@ class Progress:
             await asyncio.sleep(0.08)
             is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
             if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
-                description = await self._handle.describe()
-                steps = {step.activity_id: step for step in self._screen.steps.values()}
-                for pending in description.raw_description.pending_activities:
-                    if step := steps.get(pending.activity_id):
-                        await self._show_pending(step, pending)
+                with suppress(RPCError):  # the server is lost, and who follows the history says so
+                    await self._show_pending()
 
-    async def _show_pending(self, step: Step, pending: PendingActivityInfo) -> None:
-        text = reasoning = ""
-        if step.of_model and pending.heartbeat_details.payloads:
-            live = await self._decode(pending.heartbeat_details, activities.LiveText)
-            if live.attempt == pending.attempt:  # or it is the text of one that failed
-                text, reasoning = "…" * bool(live.start) + live.text, live.reasoning
-        step.text, step.reasoning = text, reasoning
-        if pending.attempt > step.attempt and self._screen.live.is_started:
-            step.attempt = pending.attempt
-            wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
-            when = f"in {wait:.0f} s" if wait > 0.5 else "now"  # it is in the past if there is none
-            message = f"attempt {step.attempt - 1} failed: {await self._message(pending.last_failure)}"
-            self._screen.say("!", f"{step.summary}: {message}; next one {when}")
+    async def _show_pending(self) -> None:
+        description = await self._handle.describe()
+        steps = {step.activity_id: step for step in self._screen.steps.values()}
+        for pending in description.raw_description.pending_activities:
+            if not (step := steps.get(pending.activity_id)):
+                continue
+            text = reasoning = ""
+            if step.of_model and pending.heartbeat_details.payloads:
+                live = await self._decode(pending.heartbeat_details.payloads[0], activities.LiveText)
+                if live.attempt == pending.attempt:  # or it is the text of one that failed
+                    text, reasoning = "…" * bool(live.start) + live.text, live.reasoning
+            step.text, step.reasoning = text, reasoning
+            if pending.attempt > step.attempt and self._screen.live.is_started:
+                step.attempt = pending.attempt
+                wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+                when = f"in {wait:.0f} s" if wait > 0.5 else "now"  # it is in the past if there is none
+                message = f"attempt {step.attempt - 1} failed: {await self._message(pending.last_failure)}"
+                self._screen.say("!", f"{step.summary}: {message}; next one {when}")
 
     async def _is_open(self, call: str) -> bool:
-        description = await self._handle.describe()
+        description = await patiently(self._handle.describe)
         questions = (await description.memo()).get(activities.APPROVALS_MEMO, {})
         return description.status == WorkflowExecutionStatus.RUNNING and call in questions
 
@@ -763,7 +755,7 @@ class Progress:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
-                if not await patiently(partial(self._is_open, call)):
+                if not await self._is_open(call):
                     say("It was answered elsewhere.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the
