@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from types import ModuleType
-from typing import TextIO, cast
+from typing import TextIO
 from urllib.parse import quote
 
 DEFAULT_QUERY = "How is the weather in New York and in Los Angeles, and how many people live in each?"
@@ -127,7 +127,6 @@ from rich.text import Text
 from temporalio import common, exceptions
 from temporalio import runtime as core
 from temporalio.api.common.v1 import Payload
-from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
@@ -247,11 +246,7 @@ async def temporal() -> AsyncIterator[tuple[Client, bool]]:
 
 
 async def connect(config: ClientConnectConfig) -> Client:
-    """Connect to a Temporal server.
-
-    Raises:
-        UserError: Nothing there, or something else than a Temporal server, or one that refuses this client.
-    """
+    """Connect to a Temporal server. UserError: nothing is there, or no Temporal server, or it refuses this client."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             client = await Client.connect(**config, data_converter=pydantic_data_converter)
@@ -299,11 +294,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True
 
 
 async def run(options: Options) -> int:
-    """Do what the command line says, and return the exit status.
-
-    Raises:
-        UserError: It cannot be done.
-    """
+    """Do what the command line says, and return the exit status. UserError: it cannot be done."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     interrupted, ending = False, 0.0  # since when, by the monotonic clock
@@ -348,11 +339,7 @@ async def run(options: Options) -> int:
 
 
 async def submit(client: Client, options: Options) -> None:
-    """Start or join the run, follow it, and print its answer.
-
-    Raises:
-        UserError: There is no such run, or it failed, was cancelled, terminated or timed out.
-    """
+    """Start or join the run, follow it, and print its answer. UserError: there is no such run, or it has no answer."""
     handle = await start_or_join(client, options)
     say(f"Run {handle.id}")
     if page := link(client, handle.id):
@@ -361,9 +348,8 @@ async def submit(client: Client, options: Options) -> None:
         queue = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=options.task_queue))
         if not (await client.workflow_service.describe_task_queue(queue)).pollers:  # in the last minutes
             say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
-    progress = Progress(client, handle)
     try:
-        await progress.follow()
+        summary = await Progress(client, handle).follow()
         answer = await patiently(handle.result)
     except WorkflowFailureError as error:
         raise UserError(why_failed(error)) from error
@@ -378,18 +364,14 @@ async def submit(client: Client, options: Options) -> None:
     if cut := CUT_SHORT.get(answer.finish_reason or ""):
         say(f"The answer was cut short by {cut}.")
     print_answer(answer.text)
-    say(progress.summary())
+    say(summary)
 
 
 # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def start_or_join(client: Client, options: Options) -> Handle:
-    """Start the run, or join the one that has its name already.
-
-    Raises:
-        UserError: There is no run to join, the name belongs to something else, or the query is too large.
-    """
+    """Start the run, or join the one that has its name. UserError: it cannot be joined, or the query is too large."""
     run_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
     request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
     size, limit = len(request.model_dump_json().encode()), activities.PAYLOAD_LIMIT // 2
@@ -412,11 +394,7 @@ async def start_or_join(client: Client, options: Options) -> Handle:
 
 
 async def find(client: Client, run_id: str, task_queue: str) -> tuple[Handle, bool]:
-    """Look a run up, and whether it is under way.
-
-    Raises:
-        UserError: There is none of that name, it is something else than an agent, or it is not ours to work on.
-    """
+    """Look a run up, and whether it is under way. UserError: there is none, or it is not ours to work on."""
     handle = client.get_workflow_handle_for(AgentWorkflow.run, run_id)
     try:
         description = await handle.describe()
@@ -434,14 +412,8 @@ async def find(client: Client, run_id: str, task_queue: str) -> tuple[Handle, bo
 
 
 async def answer_question(client: Client, options: Options) -> None:
-    """Approve or refuse a tool call that waits for it.
-
-    Raises:
-        UserError: There is no such run, or no such call waits in it.
-    """
-    handle, running = await find(client, options.id or "", options.task_queue)
-    if not running:
-        raise UserError(f"run {options.id!r} is over: nothing waits for an approval in it")
+    """Approve or refuse a tool call that waits for it. UserError: there is no such run, or no such call waits in it."""
+    handle, _ = await find(client, options.id or "", options.task_queue)
     approved, call = options.yes is not None, options.yes or options.no or ""
     answer = activities.Approval(call=call, approved=approved, reason=options.reason or "")
     question = await send(handle, answer)
@@ -450,11 +422,7 @@ async def answer_question(client: Client, options: Options) -> None:
 
 
 async def send(handle: Handle, answer: activities.Approval) -> str:
-    """Answer a question of a run, and return the question.
-
-    Raises:
-        UserError: No such question is open, or the server is gone for good.
-    """
+    """Answer a question of a run, and return it. UserError: it is not open, or the server is gone for good."""
     update_id = uuid.uuid4().hex  # one for all attempts, or the second would be told that the first has answered
 
     async def update() -> str:
@@ -612,13 +580,8 @@ class Progress:
         self._calls = {"model": 0, "tool": 0}
         self._usage = Usage()
 
-    async def follow(self) -> None:
-        """Show every step until the run is over.
-
-        Raises:
-            UserError: The server was gone for longer than `LOST_SECONDS`.
-            Exception: Whatever the data converter raises for what it cannot read.
-        """
+    async def follow(self) -> str:
+        """Show every step until the run is over, and return a summary. Raises what the data converter does, too."""
         with self._screen.live:
             pending = asyncio.create_task(self._follow_pending())
             try:
@@ -626,8 +589,6 @@ class Progress:
             finally:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)  # what is wrong there is wrong here too
-
-    def summary(self) -> str:
         seconds = (self._ended - self._began).total_seconds()
         calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
         return f"{calls}, {tokens(self._usage)}, {seconds:.1f} s"
@@ -680,7 +641,8 @@ class Progress:
     async def _result(self, event: HistoryEvent, step: Step) -> str:
         """What came of a call, in short."""
         if event.HasField("activity_task_failed_event_attributes"):
-            return f": {await self._message(event.activity_task_failed_event_attributes.failure)}"
+            failure = event.activity_task_failed_event_attributes.failure
+            return f": {one_line(await self._client.data_converter.decode_failure(failure))}"
         if not event.HasField("activity_task_completed_event_attributes"):
             return ""
         payload = event.activity_task_completed_event_attributes.result.payloads[0]
@@ -690,12 +652,9 @@ class Progress:
         self._usage += usage or Usage()
         return f": {tokens(usage)}" if usage else ""
 
-    async def _message(self, failure: Failure) -> str:
-        return one_line(await self._client.data_converter.decode_failure(failure))  # what it says may be encrypted
-
     async def _decode[T](self, payload: Payload, type: type[T]) -> T:
-        [value] = await self._client.data_converter.decode([payload], [type])
-        return cast(T, value)
+        value: T = (await self._client.data_converter.decode([payload], [type]))[0]
+        return value
 
     async def _follow_pending(self) -> None:
         # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
@@ -722,8 +681,8 @@ class Progress:
                 step.attempt = pending.attempt
                 wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
                 when = f"in {wait:.0f} s" if wait > 0.5 else "now"  # it is in the past if there is none
-                message = f"attempt {step.attempt - 1} failed: {await self._message(pending.last_failure)}"
-                self._screen.say("!", f"{step.summary}: {message}; next one {when}")
+                failure = one_line(await self._client.data_converter.decode_failure(pending.last_failure))
+                self._screen.say("!", f"{step.summary}: attempt {step.attempt - 1} failed: {failure}; next one {when}")
 
     async def _is_open(self, call: str) -> bool:
         description = await patiently(self._handle.describe)
@@ -782,16 +741,12 @@ def link(client: Client, run_id: str) -> str | None:
 
 
 def print_answer(text: str) -> None:
-    """Write the answer to standard output.
-
-    Raises:
-        UserError: It cannot be written there.
-    """
-    if sys.stdout is None:  # closed by whoever started this
-        raise UserError("the answer cannot be written: there is no standard output")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
+    """Write the answer to standard output. UserError: it cannot be written there."""
     try:
+        if sys.stdout is None:  # closed by whoever started this
+            raise OSError("there is no standard output")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
         if in_color(sys.stdout):
             Console().print("", markdown(text), "", sep="\n")
         else:
@@ -802,18 +757,17 @@ def print_answer(text: str) -> None:
         raise UserError(f"the answer cannot be written: {one_line(error)}") from error
 
 
-class OneLine(logging.Formatter):
-    """Log lines without tracebacks: what a user can do something about is said in words elsewhere."""
+class OneLine(logging.Handler):
+    """Says what is logged, without tracebacks: what a user can do something about is said in words elsewhere."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        return f"{record.name}: {record.getMessage()}{f': {one_line(error)}' if error else ''}"
+        say(f"{record.name}: {record.getMessage()}{f': {one_line(error)}' if error else ''}")
 
 
 def main(options: Options) -> int:
     """Do what the command line says, with the services of the demo if it is offline. Returns the exit status."""
-    logging.basicConfig(level=logging.ERROR, handlers=[handler := logging.StreamHandler()])
-    handler.setFormatter(OneLine())
+    logging.basicConfig(level=logging.ERROR, handlers=[OneLine()])
     # The runtime logs to standard output by default.
     forwarding = core.LogForwardingConfig(logging.getLogger("temporal"))
     log = core.LoggingConfig(core.TelemetryFilter(core_level="ERROR", other_level="ERROR"), forwarding=forwarding)
