@@ -46,7 +46,6 @@ class Options(argparse.Namespace):
     yes: str | None
     no: str | None
     reason: str | None
-    answers: bool
     task_queue: str
 
 
@@ -69,10 +68,9 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--reason", help="why not, for the model to read; with --no")
     options = parser.parse_args(arguments, namespace=Options())
 
-    if options.worker and (options.query is not None or options.id is not None or options.model is not None):
+    if options.worker and (options.query or options.id or options.model):
         parser.error("--worker only serves: it takes no query, --id or --model")
-    options.answers = options.yes is not None or options.no is not None
-    if options.answers and (options.id is None or options.query is not None):
+    if (options.yes or options.no) and (options.id is None or options.query is not None):
         parser.error("--yes and --no answer a question of a run: they take its --id and no query")
     if options.reason is not None and options.no is None:
         parser.error("--reason says why not: it belongs to --no")
@@ -124,8 +122,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import SegmentLines
 from rich.text import Text
-from temporalio import common, exceptions
-from temporalio import runtime as core
+from temporalio import common, exceptions, runtime
 from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -146,14 +143,12 @@ from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
 
 CONNECT_SECONDS = 10
-"""For connecting and one call. A server that is there answers in well under one; that a connection is broken off is
-only told after some five, in which the client library tries again."""
+"""For connecting and one call: the client library tries for five or so before it tells of a broken connection."""
 
 LOST_SECONDS = 60
 """How long to wait for a server that was lost, before giving up following a run: longer than a restart takes."""
 
-REJOIN = "uv run python main.py --id"
-WORKER = "uv run python main.py --worker"
+COMMAND = "uv run python main.py"
 
 # What a person can do about it, by the type or the status of the failure that ended the run.
 ADVICE = {
@@ -290,7 +285,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True
     )
 
 
-# ── What the command line says ───────────────────────────────────────────────────────────────────────────
+# ── Runs ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def run(options: Options) -> int:
@@ -313,18 +308,18 @@ async def run(options: Options) -> int:
 
     try:
         async with temporal() as (client, may_stop):
-            calls = not options.answers  # it ends at once, and would take a call that it began with it
-            async with nullcontext() if options.no_worker else make_worker(client, options.task_queue, calls):
+            call = options.yes or options.no  # who answers ends at once, and would take a call that it began with it
+            async with nullcontext() if options.no_worker else make_worker(client, options.task_queue, not call):
                 try:
                     if options.worker:
                         say(f"Worker on {client.service_client.config.target_host} is ready. Ctrl-C stops it.")
                         await asyncio.Event().wait()
-                    elif options.answers:
+                    elif call:
                         await answer_question(client, options)
                     else:
                         await submit(client, options)
                         if may_stop:
-                            say(f"To look back: {WORKER}, and open the page above. Ctrl-C stops it.")
+                            say(f"To look back: {COMMAND} --worker, and open the page above. Ctrl-C stops it.")
                 finally:
                     ending = ending or time.monotonic()  # a worker that is cancelled while it shuts down may never end
         return 0
@@ -354,7 +349,7 @@ async def submit(client: Client, options: Options) -> None:
     except WorkflowFailureError as error:
         raise UserError(why_failed(error)) from error
     except asyncio.CancelledError:
-        say(f"Interrupted. The run itself goes on; follow it with: {REJOIN} {shlex.quote(handle.id)}")
+        say(f"Interrupted. The run itself goes on; follow it with: {COMMAND} --id {shlex.quote(handle.id)}")
         raise
     except (UserError, RPCError):
         raise
@@ -367,7 +362,14 @@ async def submit(client: Client, options: Options) -> None:
     say(summary)
 
 
-# ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────
+def link(client: Client, run_id: str) -> str | None:
+    """The page of a run in the Web UI, where it can be known: a dev server's and Temporal Cloud's."""
+    config = client.service_client.config
+    host, _, port = config.target_host.rpartition(":")
+    path = f"namespaces/{quote(client.namespace, safe='')}/workflows/{quote(run_id, safe='')}"
+    if host in ("localhost", "127.0.0.1", "[::1]") and not config.tls:
+        return f"http://localhost:{int(port) + 1000}/{path}"  # where the dev server has it
+    return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
 
 
 async def start_or_join(client: Client, options: Options) -> Handle:
@@ -418,7 +420,7 @@ async def answer_question(client: Client, options: Options) -> None:
     answer = activities.Approval(call=call, approved=approved, reason=options.reason or "")
     question = await send(handle, answer)
     say(f"{'Approved' if approved else 'Refused'}: {question}")
-    say(f"Follow the run with: {REJOIN} {shlex.quote(handle.id)}")
+    say(f"Follow the run with: {COMMAND} --id {shlex.quote(handle.id)}")
 
 
 async def send(handle: Handle, answer: activities.Approval) -> str:
@@ -467,7 +469,7 @@ async def patiently[T](call: Callable[[], Awaitable[T]]) -> T:
                 lost = time.monotonic()
                 say("Lost the Temporal server; waiting for it to come back.")
             if time.monotonic() - lost > LOST_SECONDS:
-                advice = f"when it is back, rejoin the run with: {REJOIN} ID"
+                advice = f"when it is back, rejoin the run with: {COMMAND} --id ID"
                 raise UserError(f"the Temporal server does not come back ({one_line(error)}); {advice}") from error
             await asyncio.sleep(1)
 
@@ -513,6 +515,23 @@ def markdown(text: str, style: str = "none") -> Markdown:
     return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", printable(text)), style=style)
 
 
+def print_answer(text: str) -> None:
+    """Write the answer to standard output. UserError: it cannot be written there."""
+    try:
+        if sys.stdout is None:  # closed by whoever started this
+            raise OSError("there is no standard output")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
+        if in_color(sys.stdout):
+            Console().print("", markdown(text), "", sep="\n")
+        else:
+            print(printable(text) if sys.stdout.isatty() else text, flush=True)
+    except BrokenPipeError:
+        pass  # whoever read it has read enough
+    except OSError as error:
+        raise UserError(f"the answer cannot be written: {one_line(error)}") from error
+
+
 @dataclass
 class Step:
     """A model or tool call that is under way."""
@@ -522,8 +541,8 @@ class Step:
     of_model: bool
     since: datetime
     attempt: int = 1
-    text: str = ""
-    reasoning: str = ""
+    said: tuple[tuple[str, str], ...] = ()
+    """What the model has said so far, with the style of each text."""
 
 
 class Screen:
@@ -558,12 +577,7 @@ class Screen:
             row.truncate(max(1, width - len(seconds)), overflow="ellipsis")
             yield row.append(seconds)
         # What was written last is what counts, and rendering all of a long text takes too long to be live.
-        size = 2 * height * width
-        texts = [
-            markdown(text[-size:], style)
-            for step in steps
-            for text, style in ((step.reasoning, "dim italic"), (step.text, "none"))
-        ]
+        texts = [markdown(text[-2 * height * width :], style) for step in steps for text, style in step.said]
         lines = console.render_lines(Group(*texts), options, pad=False)
         yield SegmentLines(lines[-max(1, height - len(steps) - 2) :], new_lines=True)
 
@@ -671,12 +685,12 @@ class Progress:
         for pending in description.raw_description.pending_activities:
             if not (step := steps.get(pending.activity_id)):
                 continue
-            text = reasoning = ""
+            said: tuple[tuple[str, str], ...] = ()
             if step.of_model and pending.heartbeat_details.payloads:
                 live = await self._decode(pending.heartbeat_details.payloads[0], activities.LiveText)
                 if live.attempt == pending.attempt:  # or it is the text of one that failed
-                    text, reasoning = "…" * bool(live.start) + live.text, live.reasoning
-            step.text, step.reasoning = text, reasoning
+                    said = (live.reasoning, "dim italic"), ("…" * bool(live.start) + live.text, "none")
+            step.said = said
             if pending.attempt > step.attempt and self._screen.live.is_started:
                 step.attempt = pending.attempt
                 wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
@@ -693,7 +707,7 @@ class Progress:
         """Ask the person at the terminal, or say with which commands to answer."""
         self._screen.say("?", f"{question} waits for an approval")
         if not self._screen.can_ask:
-            command = f"{REJOIN} {shlex.quote(self._handle.id)}"
+            command = f"{COMMAND} --id {shlex.quote(self._handle.id)}"
             say(f"        {command} --yes {call}")
             say(f'        {command} --no {call} --reason "…"')
             return
@@ -727,36 +741,6 @@ class Progress:
                 return activities.Approval(call=call, approved=word.lower().startswith("y"), reason=reason)
 
 
-# ── The end of a run ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def link(client: Client, run_id: str) -> str | None:
-    """The page of a run in the Web UI, where it can be known: a dev server's and Temporal Cloud's."""
-    config = client.service_client.config
-    host, _, port = config.target_host.rpartition(":")
-    path = f"namespaces/{quote(client.namespace, safe='')}/workflows/{quote(run_id, safe='')}"
-    if host in ("localhost", "127.0.0.1", "[::1]") and not config.tls:
-        return f"http://localhost:{int(port) + 1000}/{path}"  # where the dev server has it
-    return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
-
-
-def print_answer(text: str) -> None:
-    """Write the answer to standard output. UserError: it cannot be written there."""
-    try:
-        if sys.stdout is None:  # closed by whoever started this
-            raise OSError("there is no standard output")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
-        if in_color(sys.stdout):
-            Console().print("", markdown(text), "", sep="\n")
-        else:
-            print(printable(text) if sys.stdout.isatty() else text, flush=True)
-    except BrokenPipeError:
-        pass  # whoever read it has read enough
-    except OSError as error:
-        raise UserError(f"the answer cannot be written: {one_line(error)}") from error
-
-
 class OneLine(logging.Handler):
     """Says what is logged, without tracebacks: what a user can do something about is said in words elsewhere."""
 
@@ -769,9 +753,8 @@ def main(options: Options) -> int:
     """Do what the command line says, with the services of the demo if it is offline. Returns the exit status."""
     logging.basicConfig(level=logging.ERROR, handlers=[OneLine()])
     # The runtime logs to standard output by default.
-    forwarding = core.LogForwardingConfig(logging.getLogger("temporal"))
-    log = core.LoggingConfig(core.TelemetryFilter(core_level="ERROR", other_level="ERROR"), forwarding=forwarding)
-    core.Runtime.set_default(core.Runtime(telemetry=core.TelemetryConfig(logging=log)))
+    log = runtime.LoggingConfig("ERROR", forwarding=runtime.LogForwardingConfig(logging.getLogger("temporal")))
+    runtime.Runtime.set_default(runtime.Runtime(telemetry=runtime.TelemetryConfig(logging=log)))
     try:
         with ExitStack() as stack:
             if options.offline and not options.no_worker:
