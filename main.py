@@ -285,7 +285,7 @@ def make_worker(client: Client, task_queue: str = TASK_QUEUE, calls: bool = True
     )
 
 
-# ── Runs ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def run(options: Options) -> int:
@@ -391,7 +391,8 @@ async def start_or_join(client: Client, options: Options) -> Handle:
                 static_summary=title(request.query),
             )
     handle, running = await find(client, run_id, options.task_queue)
-    say(f"Joining run {run_id}, which is under way." if running else f"Run {run_id} is over; this is what it came to.")
+    state = "under way" if running else "over"
+    say(f"Run {run_id} is {state}{'; it keeps the query that it was started with' if options.query else ''}.")
     return handle
 
 
@@ -589,7 +590,6 @@ class Progress:
         self._client = client
         self._handle = handle
         self._screen = Screen()
-        self._asked: set[str] = set()
         self._began = self._ended = datetime.now(UTC)
         self._calls = {"model": 0, "tool": 0}
         self._usage = Usage()
@@ -645,12 +645,10 @@ class Progress:
                 self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
             case "workflow_properties_modified_event_attributes":
                 changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-                if payload := changed.get(activities.APPROVALS_MEMO):
-                    for call, question in (await self._decode(payload, dict[str, str])).items():
-                        # The history tells of old questions too; the description knows which are still open.
-                        if call not in self._asked and await self._is_open(call):
-                            await self._ask(call, question)
-                        self._asked.add(call)
+                for call in activities.open_questions(changed):
+                    # The history tells of every question that came or went; the description knows which are open.
+                    if question := (await self._open_questions()).get(call):
+                        await self._ask(call, question)
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
         """What came of a call, in short."""
@@ -698,10 +696,10 @@ class Progress:
                 failure = one_line(await self._client.data_converter.decode_failure(pending.last_failure))
                 self._screen.say("!", f"{step.summary}: attempt {step.attempt - 1} failed: {failure}; next one {when}")
 
-    async def _is_open(self, call: str) -> bool:
+    async def _open_questions(self) -> dict[str, str]:
         description = await patiently(self._handle.describe)
-        questions = (await description.memo()).get(activities.APPROVALS_MEMO, {})
-        return description.status == WorkflowExecutionStatus.RUNNING and call in questions
+        is_running = description.status == WorkflowExecutionStatus.RUNNING
+        return activities.open_questions(await description.memo()) if is_running else {}
 
     async def _ask(self, call: str, question: str) -> None:
         """Ask the person at the terminal, or say with which commands to answer."""
@@ -728,7 +726,7 @@ class Progress:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
-                if not await self._is_open(call):
+                if call not in await self._open_questions():
                     say("It was answered elsewhere.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the

@@ -194,8 +194,7 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
     def ask(command: str) -> tuple[subprocess.Popen[str], str]:
         process = start(command)
         assert process.stderr is not None
-        [answer] = [line for line in process.stderr if "--yes" in line][:1]
-        return process, answer
+        return process, next(line for line in process.stderr if "--yes" in line)
 
     killed, _ = ask(first)
     os.killpg(killed.pid, signal.SIGKILL)
