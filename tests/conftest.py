@@ -9,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from standin import StandIn
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 from terminal import Terminal
@@ -98,7 +100,15 @@ def start_agent(client: Client, queue: str, standin: StandIn) -> StartAgent:
 
 
 @pytest.fixture
-def environment(temporal: WorkflowEnvironment) -> dict[str, str]:
+async def alone(client: Client) -> None:
+    """End what an earlier test left open: a worker of this one would make its calls, with replies meant for others."""
+    async for left in client.list_workflows('ExecutionStatus = "Running"'):
+        with suppress(RPCError):  # it has ended meanwhile
+            await client.get_workflow_handle(left.id).terminate()
+
+
+@pytest.fixture
+def environment(temporal: WorkflowEnvironment, alone: None) -> dict[str, str]:
     """A clean environment for `main.py`, with the address of the tests' server and nothing else."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(TEMPORAL_SETTINGS)}
     return {**clean, "TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host}
@@ -164,13 +174,6 @@ def open_terminal(environment: dict[str, str]) -> Iterator[OpenTerminal]:
     yield start
     for terminal in terminals:
         terminal.close()
-
-
-@pytest.fixture
-async def alone(client: Client) -> None:
-    """End what an earlier test left open: its calls would take the replies meant for this one's."""
-    async for left in client.list_workflows('ExecutionStatus = "Running"'):
-        await client.get_workflow_handle(left.id).terminate()
 
 
 @pytest.fixture
