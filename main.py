@@ -552,7 +552,7 @@ class Screen:
     def __init__(self) -> None:
         plain = not in_color(sys.stderr)
         self.console = Console(stderr=True, force_terminal=not plain, quiet=plain)
-        self.live = Live(self, console=self.console, refresh_per_second=12)
+        self.live = Live(self, console=self.console, auto_refresh=False)
         self.can_ask = sys.platform != "win32" and all(s is not None and s.isatty() for s in (sys.stdin, sys.stderr))
         self.steps: dict[int, Step] = {}  # under way, by the event that began them
 
@@ -676,6 +676,8 @@ class Progress:
             if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
                 with suppress(RPCError):  # the server is lost, and who follows the history says so
                     await self._show_pending()
+            if self._screen.live.is_started:
+                self._screen.live.refresh()
 
     async def _show_pending(self) -> None:
         description = await self._handle.describe()

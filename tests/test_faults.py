@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from temporalio.worker import Replayer
 
 from activities import CheckedGatewayModel
-from durable import WORKFLOW_RUNNER
+from durable import MODEL_OPTIONS, TOOL_OPTIONS, WORKFLOW_RUNNER
 from offline import Part, finish, gateway_error
 from workflow import AgentRequest, AgentWorkflow
 
@@ -171,8 +172,11 @@ async def test_fifty_tool_calls_in_one_turn(start_agent: StartAgent, standin: St
 
 @pytest.mark.parametrize("cached", [1000, 2])
 async def test_two_hundred_runs_at_once_each_have_their_own_transcript(
-    client: Client, standin: StandIn, caplog: pytest.LogCaptureFixture, cached: int
+    client: Client, standin: StandIn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, cached: int
 ) -> None:
+    # So many in one process may hold heartbeats up for seconds, on a loaded machine; this is not about these.
+    for options in (MODEL_OPTIONS, TOOL_OPTIONS):
+        monkeypatch.setitem(options, "heartbeat_timeout", timedelta(minutes=1))
     queue = uuid.uuid4().hex
     people = {"Tokyo": "9,733,276", "Paris": "2,138,551", "London": "8,961,989", "Cairo": "9,606,916"}
     cities = [city for city in people for _ in range(50)]
