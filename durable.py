@@ -288,9 +288,8 @@ class Carried(pydantic.BaseModel):
         steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
         plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
         packed = plain.model_dump_json(exclude_none=True).encode()
-        if (
-            len(packed) <= 10 * CARRIED_LIMIT
-        ):  # the rest is too long either way, and would block the worker for a second
+        # What is longer would be too long anyway, and would hold the workflow up for a second.
+        if len(packed) <= 10 * CARRIED_LIMIT:
             packed = zlib.compress(packed)
         return cls(calls=calls, usage=usage, said=said, state=base64.b64encode(packed).decode())
 
