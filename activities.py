@@ -345,8 +345,8 @@ class ModelActivities:
 
     Args:
         make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called for
-            every call, since a model may keep the state of its stream. What it makes has to raise when a stream breaks
-            off, or half a message is taken for an answer; of the SDK's own models, `CheckedGatewayModel` does.
+            every call, since a model may keep the state of its stream. It has to raise when a stream breaks off, or
+            half a message is taken for an answer: the SDK's gateway and OpenAI models do not, this file's one does.
     """
 
     make_model: Callable[[str], ai.LanguageModel] = CheckedGatewayModel
