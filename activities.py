@@ -610,11 +610,11 @@ def _sorted_failures() -> Iterator[None]:
     """Turn what the body raises into an `ApplicationError` that says whether to try again, without any secret."""
     try:
         yield
-    except ApplicationError:
-        raise
     except Exception as error:
         while isinstance(error, ExceptionGroup):  # of a tool that uses a TaskGroup
             error = error.exceptions[0]
+        if isinstance(error, ApplicationError):
+            raise error
         # `from None`: a cause would put its own, unredacted text into the history.
         raise ApplicationError(_one_line(error), type=type(error).__name__, non_retryable=final(error)) from None
 
@@ -641,7 +641,7 @@ def _one_line(error: BaseException) -> str:
         # What the SDK says of a lost connection leads astray, and of a status it says nothing.
         cause = error.__cause__
         text = f"{type(cause).__name__}: {cause}" if cause else f"HTTP {error.status_code}: {error}"
-    elif isinstance(error, LookupError):  # whose text is just the key
+    elif isinstance(error, KeyError):  # whose text is just the key
         text = f"{type(error).__name__}: {text}"
     text = " ".join(text.split()) or type(error).__name__
     for name, secret in os.environ.items():

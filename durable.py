@@ -38,7 +38,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError, is_cancelled_exception
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
-from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a model call belongs to
+from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
 from activities import (
@@ -288,9 +288,8 @@ class Carried(pydantic.BaseModel):
         steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
         plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
         packed = plain.model_dump_json(exclude_none=True).encode()
-        # What is longer would be too long anyway, and would hold the workflow up for a second.
-        if len(packed) <= 10 * CARRIED_LIMIT:
-            packed = zlib.compress(packed)
+        # Fast where it is long: at the default level, 40 MB would hold the workflow up for seconds.
+        packed = zlib.compress(packed, zlib.Z_BEST_SPEED if len(packed) > 10 * CARRIED_LIMIT else -1)
         return cls(calls=calls, usage=usage, said=said, state=base64.b64encode(packed).decode())
 
     @property
@@ -492,6 +491,7 @@ def temporal_tool[**P, R](
             raise ToolError(f"{tool.name}: {error}") from error
         arguments = {**dict(zip(signature.parameters, bound.args, strict=False)), **bound.kwargs}
         summary, run = _summary(tool.name, arguments), _run()
+        await _Pump.park()
         try:
             if approval or run.asks_before_tools:
                 answer = await run.approval(summary)

@@ -232,11 +232,12 @@ class DirectWorkflow:
 
 @workflow.defn
 class WaitingWorkflow:
-    """A loop that waits for other things than its tools, once it has asked the model."""
+    """A loop that begins with a tool, and then waits for other things too."""
 
     @workflow.run
     async def run(self) -> str:
         async def loop(llm: ai.LanguageModel) -> None:
+            await TOOLS[0](legs=[])
             first = await ai.stream_step(llm, ai.make_messages(user="go"), TOOLS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):

@@ -228,6 +228,15 @@ async def test_a_tool_that_fails_in_a_task_group_says_why_and_is_not_tried_again
     assert toolbox.ATTEMPTS.count(name) == 1
 
 
+async def test_a_final_failure_in_a_task_group_is_final(execute: Execute, standin: StandIn) -> None:
+    toolbox.ATTEMPTS.clear()
+    standin.play(calls(("1", "refuse_together", {})), text("I see"))
+    await execute(agents.OtherWorkflow, "go")
+    [result] = standin.calls[1].tool_results
+    assert result["output"]["value"] == "ToolError: refuse_together failed: no such card"
+    assert toolbox.ATTEMPTS == ["refused together"]
+
+
 async def test_a_tool_takes_any_arguments_as_without_temporal(execute: Execute, standin: StandIn) -> None:
     arguments = {"first": 1, "second": [2]}
     assert await toolbox.any_arguments(**arguments) == arguments  # type: ignore[arg-type]  # they are of all kinds
@@ -612,6 +621,12 @@ async def test_the_limit_on_calls_counts_across_runs(client: Client, queue: str,
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     assert (await failure_of(handle)).type == "ModelCallLimit"
     assert len(standin.calls) == 20
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_long_conversation_that_compresses_well_is_carried_over(execute: Execute, standin: StandIn) -> None:
+    standin.play(calls(*((str(i), "big_result", {"size": 1_500_000}) for i in range(8))), text("done"))
+    assert await execute(agents.LongWorkflow, agents.LongRequest(query="go")) == ("done", 2)
 
 
 @pytest.mark.usefixtures("soon")

@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 import vercel_ai_sdk as ai
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 
 from durable import temporal_tool
 
@@ -81,6 +82,18 @@ async def gather_facts(names: list[str]) -> None:
 
 
 @ai.tool
+async def refuse_together() -> None:
+    """Be refused, in a task of its own."""
+    ATTEMPTS.append("refused together")
+
+    async def be_refused() -> None:
+        raise ApplicationError("no such card", non_retryable=True)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(be_refused())
+
+
+@ai.tool
 async def misread() -> object:
     """Look for something that is not there."""
     return {"a": 1}["population"]
@@ -110,6 +123,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
         retry_policy=RetryPolicy(maximum_attempts=1),
     ),
     temporal_tool(gather_facts, retry_policy=QUICKLY),
+    temporal_tool(refuse_together, retry_policy=QUICKLY),
     temporal_tool(misread),
     temporal_tool(OPEN_TOOL),
 ]
