@@ -340,6 +340,7 @@ def test_the_marathon_runs(run: Run) -> None:
     assert "lookups: 11\n" in out
 
 
+@pytest.mark.skipif("COVERAGE_PROCESS_START" in os.environ, reason="lines are being counted already")
 def test_the_lines_that_are_run_are_counted(run: Run, tmp_path: Path) -> None:
     copy(tmp_path, "pyproject.toml", *(f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")))
     out = run(change(COVERAGE, ("uv run pytest", "uv run pytest -n 0 tests/test_tools.py")), tmp_path)
