@@ -109,8 +109,8 @@ SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
 
 QUESTION_BYTES = 8_000
-"""Longest question for an approval. Long enough to show what is allowed, and short enough for hundreds of questions at
-once: a run's memo may have 2 MB."""
+"""Longest question for an approval. Long enough to show what is allowed, and short enough for many questions at once:
+the server limits the size of a run's memo."""
 
 
 def _shortened(text: str, limit: int) -> str:
