@@ -2,8 +2,8 @@
 
 import fcntl
 import os
+import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -155,7 +155,7 @@ def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        print(process.args, *process.communicate(), sep="\n")  # shown where a test fails
 
 
 @pytest.fixture
@@ -181,22 +181,25 @@ def start_server() -> Iterator[StartServer]:
     """Start a Temporal server of the test's own, and wait until it answers. Returns its process and its address."""
     servers: list[subprocess.Popen[bytes]] = []
 
-    def start(*settings: str, port: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
-        if port is None:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
-        command = [str(offline.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
-        quiet = subprocess.DEVNULL
-        server = subprocess.Popen([*command, "--port", str(port), *settings], stdout=quiet, stderr=quiet)
-        servers.append(server)
-        while not offline.answers(port):
-            assert server.poll() is None
-        return server, f"127.0.0.1:{port}"
+    def start(*settings: str, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
+        for _ in range(1 if port else 5):
+            # Lower than what a system gives to those who ask for any: still free when a server is to come back to it.
+            number = port or random.randrange(20_000, 30_000)
+            command = [str(offline.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
+            server = subprocess.Popen(
+                [*command, "--port", str(number), *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            servers.append(server)
+            assert server.stdout is not None
+            # What answers on the port may be somebody else's; only the server itself tells that it is ready.
+            if any(line.startswith(b"Temporal Server:") for line in server.stdout):
+                return server, f"127.0.0.1:{number}"
+        raise AssertionError("the server ends before it is ready")
 
     yield start
     for server in servers:
         server.kill()
-        server.wait()
+        server.communicate()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ import offline
 BOUND = 25  # seconds from a restart to the answer: 15 of them promised, the rest for a loaded machine
 TOKYO_AND_PARIS = "Weather in Tokyo and Paris?"
 
-type Followed = tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]
-"""The process of `main.py`, that of its server, and the server's address."""
+type Follow = Callable[[], tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]]
+"""Returns the process of `main.py`, that of its server, and the server's address."""
 
 
 @pytest.fixture
@@ -220,17 +221,21 @@ async def test_a_terminated_run_is_told_with_the_reason(start: StartMain, standi
 
 
 @pytest.fixture
-def followed(start: StartMain, start_server: StartServer, standin: StandIn) -> Followed:
-    """A run in a call of the model that never ends, on a named server that keeps it in memory."""
-    server, address = start_server()
-    standin.play(hang())
-    process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
-    standin.wait_for(calls=1)
-    return process, server, address
+def follow(start: StartMain, start_server: StartServer, standin: StandIn) -> Follow:
+    """Start a run in a call of the model that never ends, on a named server that keeps it in memory."""
+
+    def begin() -> tuple[subprocess.Popen[str], subprocess.Popen[bytes], str]:
+        server, address = start_server()
+        standin.play(hang())
+        process = start("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address})
+        standin.wait_for(calls=1)
+        return process, server, address
+
+    return begin
 
 
-def test_a_second_ctrl_c_ends_what_a_silent_server_holds_up(followed: Followed) -> None:
-    process, server, _ = followed
+def test_a_second_ctrl_c_ends_what_a_silent_server_holds_up(follow: Follow) -> None:
+    process, server, _ = follow()
     server.send_signal(signal.SIGSTOP)
     presses = 0
     while process.poll() is None and presses < 10:
@@ -280,8 +285,8 @@ def test_a_named_server_that_is_lost_is_waited_for(
     assert answer(process, 60) == "the answer\n"
 
 
-def test_a_named_server_that_is_gone_for_good_is_given_up(followed: Followed) -> None:
-    process, server, _ = followed
+def test_a_named_server_that_is_gone_for_good_is_given_up(follow: Follow) -> None:
+    process, server, _ = follow()
     kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
     since = time.monotonic()
@@ -292,8 +297,8 @@ def test_a_named_server_that_is_gone_for_good_is_given_up(followed: Followed) ->
     assert time.monotonic() - since > 50  # the minute of the README began before the line
 
 
-def test_a_server_that_comes_back_without_the_run_says_so(followed: Followed, start_server: StartServer) -> None:
-    process, server, address = followed
+def test_a_server_that_comes_back_without_the_run_says_so(follow: Follow, start_server: StartServer) -> None:
+    process, server, address = follow()
     kill(server)
     wait_for_line(process, "Lost the Temporal server; waiting for it to come back.")
     start_server(port=int(address.rpartition(":")[2]))
