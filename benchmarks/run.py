@@ -11,19 +11,18 @@ them anew for each round would cost more, and would measure their start.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,14 +31,15 @@ from typing import Any
 import report
 import work
 from temporalio.client import Client, WorkflowHandle
-from temporalio.service import RPCError
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.append(str(FOLDER.parent))
+sys.path += [str(FOLDER.parent), str(FOLDER.parent / "tests")]
+
+from servers import dev_server  # noqa: E402
 
 import offline  # noqa: E402
 
-START_SECONDS, STOP_SECONDS = 60, 5
+STOP_SECONDS = 5
 WORK_SECONDS = 300
 """How long a workflow may take before the benchmark gives up."""
 
@@ -106,51 +106,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# ── The server ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-@contextlib.contextmanager
-def dev_server(tuned: bool, folder: Path) -> Iterator[str]:
-    """Run a dev server while the body runs. Yields its address."""
-    binary = offline.find_temporal()
-    if binary is None:
-        sys.exit("there is no `temporal` command: run `uv sync`")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
-    if tuned:
-        command += ["--db-filename", str(folder / "temporal.db"), *offline.SERVER_SETTINGS]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-async def connect(address: str) -> Client:
-    since = time.monotonic()
-    while True:
-        try:
-            client = await Client.connect(address)
-            await client.count_workflows()  # the namespace comes a moment after the port
-            return client
-        except (RuntimeError, RPCError):
-            if time.monotonic() - since > START_SECONDS:
-                raise
-            await asyncio.sleep(0.1)
-
-
 # ── The workers ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -189,7 +144,12 @@ class WorkerProcess:
         return self._log.read_text(errors="replace")[-2000:]
 
     def stop(self) -> None:
-        stop(self._process)
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def python_of(module: str) -> str:
@@ -205,9 +165,9 @@ def python_of(module: str) -> str:
     return subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@contextlib.contextmanager
+@contextmanager
 def workers(address: str, folder: Path, options: Options) -> Iterator[list[WorkerProcess]]:
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         started = []
         for variant in VARIANTS:
             if options.no_peers and variant.module in report.PEERS:
@@ -271,12 +231,11 @@ async def measure_at_once(client: Client, worker: WorkerProcess, server: str, tu
 
 
 async def measure(server: str, rounds: int, options: Options, results: report.Results) -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
-        dev_server(server == "tuned", Path(name)) as address,
-        workers(address, Path(name), options) as all_workers,
-    ):
-        client = await connect(address)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name, ExitStack() as running:
+        settings = ["--db-filename", f"{name}/temporal.db", *offline.SERVER_SETTINGS] if server == "tuned" else []
+        _, address = running.enter_context(dev_server(*settings))
+        all_workers = running.enter_context(workers(address, Path(name), options))
+        client = await Client.connect(address)
         for worker in all_workers:
             results.versions |= {key: version for key, version in worker.read().items() if version}
         say(f"{server} server: warming up")
@@ -314,7 +273,7 @@ async def run(options: Options) -> report.Results:
 
 def machine() -> str:
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release().split('-')[0]}, {date.today()}"

@@ -2,24 +2,23 @@
 
 import fcntl
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import agents
 import pytest
+from servers import dev_server
 from standin import StandIn
 from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError
-from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 from terminal import Terminal
 
@@ -40,23 +39,12 @@ type StartAgent = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAns
 
 
 @pytest.fixture(scope="session")
-async def temporal() -> AsyncIterator[WorkflowEnvironment]:
-    async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter,
-        dev_server_existing_path=offline.find_temporal(),
-        dev_server_extra_args=[
-            *offline.SERVER_SETTINGS[2:4],
-            # By default a run starts no sooner than a second after the one that it continues.
-            *("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"'),
-        ],
-        dev_server_log_level="error",
-    ) as environment:
-        yield environment
-
-
-@pytest.fixture
-def client(temporal: WorkflowEnvironment) -> Client:
-    return temporal.client
+async def client() -> AsyncIterator[Client]:
+    """A client of the server that the tests of this process share."""
+    # By default a run starts no sooner than a second after the one that it continues.
+    at_once = ("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"')
+    with dev_server(*offline.SERVER_SETTINGS[2:4], *at_once) as (_, address):
+        yield await Client.connect(address, data_converter=pydantic_data_converter)
 
 
 @pytest.fixture
@@ -82,9 +70,9 @@ def make_worker(client: Client, queue: str, **options: Any) -> Worker:
 
 
 @pytest.fixture(scope="session")
-async def queue(temporal: WorkflowEnvironment) -> AsyncIterator[str]:
+async def queue(client: Client) -> AsyncIterator[str]:
     """The task queue of a worker in this process."""
-    async with make_worker(temporal.client, "tests"):
+    async with make_worker(client, "tests"):
         yield "tests"
 
 
@@ -108,10 +96,10 @@ async def alone(client: Client) -> None:
 
 
 @pytest.fixture
-def environment(temporal: WorkflowEnvironment, alone: None) -> dict[str, str]:
+def environment(client: Client, alone: None) -> dict[str, str]:
     """A clean environment for `main.py`, with the address of the tests' server and nothing else."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(TEMPORAL_SETTINGS)}
-    return {**clean, "TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host}
+    return {**clean, "TEMPORAL_ADDRESS": client.service_client.config.target_host}
 
 
 @pytest.fixture
@@ -179,27 +167,8 @@ def open_terminal(environment: dict[str, str]) -> Iterator[OpenTerminal]:
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """Start a Temporal server of the test's own, and wait until it answers. Returns its process and its address."""
-    servers: list[subprocess.Popen[bytes]] = []
-
-    def start(*settings: str, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
-        for _ in range(1 if port else 5):
-            # Lower than what a system gives to those who ask for any: still free when a server is to come back to it.
-            number = port or random.randrange(20_000, 30_000)
-            command = [str(offline.find_temporal()), "server", "start-dev", "--headless", "--ip", "127.0.0.1"]
-            server = subprocess.Popen(
-                [*command, "--port", str(number), *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            servers.append(server)
-            assert server.stdout is not None
-            # What answers on the port may be somebody else's; only the server itself tells that it is ready.
-            if any(line.startswith(b"Temporal Server:") for line in server.stdout):
-                return server, f"127.0.0.1:{number}"
-        raise AssertionError("the server ends before it is ready")
-
-    yield start
-    for server in servers:
-        server.kill()
-        server.communicate()
+    with ExitStack() as servers:
+        yield lambda *settings, **options: servers.enter_context(dev_server(*settings, **options))
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from servers import dev_server
 from standin import Call, StandIn, text, tools
 from starlette.responses import Response
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
 import main
 import offline
@@ -89,13 +89,8 @@ async def marathon(client: Client, calls: int) -> bool:
 
 
 async def with_server(calls: int) -> bool:
-    async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter,
-        dev_server_existing_path=offline.find_temporal(),
-        dev_server_extra_args=offline.SERVER_SETTINGS[2:4],
-        dev_server_log_level="error",
-    ) as environment:
-        return await marathon(environment.client, calls)
+    with dev_server(*offline.SERVER_SETTINGS[2:4]) as (_, address):
+        return await marathon(await Client.connect(address, data_converter=pydantic_data_converter), calls)
 
 
 if __name__ == "__main__":
