@@ -335,8 +335,8 @@ async def run(options: Options) -> int:
 
 async def submit(client: Client, options: Options) -> None:
     """Start or join the run, follow it, and print its answer. UserError: there is no such run, or it has no answer."""
-    handle = await start_or_join(client, options)
-    say(f"Run {handle.id}")
+    handle, state = await start_or_join(client, options)
+    say(f"Run {handle.id}{state}")
     if page := link(client, handle.id):
         say(f"    {page}")
     if options.no_worker:
@@ -372,8 +372,12 @@ def link(client: Client, run_id: str) -> str | None:
     return f"https://cloud.temporal.io/{path}" if host.endswith((".tmprl.cloud", ".temporal.io")) else None
 
 
-async def start_or_join(client: Client, options: Options) -> Handle:
-    """Start the run, or join the one that has its name. UserError: it cannot be joined, or the query is too large."""
+async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
+    """Start the run, or join the one that has its name; then the second value tells the state in which it was found.
+
+    Raises:
+        UserError: It cannot be joined, or the query is too large.
+    """
     run_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
     request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
     size, limit = len(request.model_dump_json().encode()), activities.PAYLOAD_LIMIT // 2
@@ -381,7 +385,7 @@ async def start_or_join(client: Client, options: Options) -> Handle:
         raise UserError(f"the query has {size:,} bytes, over the limit of {limit:,}: shorten it")
     if options.id is None or options.query is not None:
         with suppress(exceptions.WorkflowAlreadyStartedError):
-            return await client.start_workflow(
+            started = await client.start_workflow(
                 AgentWorkflow.run,
                 request,
                 id=run_id,
@@ -390,10 +394,10 @@ async def start_or_join(client: Client, options: Options) -> Handle:
                 request_eager_start=not options.no_worker,
                 static_summary=title(request.query),
             )
+            return started, ""
     handle, running = await find(client, run_id, options.task_queue)
-    state = "under way" if running else "over"
-    say(f"Run {run_id} is {state}{'; it keeps the query that it was started with' if options.query else ''}.")
-    return handle
+    state = " is under way" if running else " is over"
+    return handle, state + ("; it keeps the query that it was started with" if options.query else "")
 
 
 async def find(client: Client, run_id: str, task_queue: str) -> tuple[Handle, bool]:

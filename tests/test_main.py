@@ -122,8 +122,8 @@ def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, st
     alone = run_main("--id", name, env=standin.environment)
     assert {first.stdout, again.stdout, alone.stdout} == {TOKYO}
     assert len(standin.calls) == 2
-    assert f"Run {name} is over.\n" in alone.stderr
-    assert f"Run {name} is over; it keeps the query that it was started with.\n" in again.stderr
+    assert f"Run {name} is over\n" in alone.stderr
+    assert f"Run {name} is over; it keeps the query that it was started with\n" in again.stderr
 
 
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
