@@ -234,8 +234,8 @@ async def temporal() -> AsyncIterator[tuple[Client, bool]]:
 
     config["target_host"] = f"localhost:{offline.PORT}"
     try:
-        async with offline.dev_server(config.get("namespace", "default")):
-            yield await connect(config), True
+        async with offline.dev_server(config.get("namespace", "default"), partial(connect, config)) as client:
+            yield client, True
     except offline.CannotServe as error:
         raise UserError(one_line(error)) from error
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -357,33 +357,32 @@ class DevServer:
                     os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
                 time.sleep(0.02)
 
-    async def ready(self) -> None:
-        """Wait until the server can be used.
+    async def ready[T](self, connect: Callable[[], Awaitable[T]]) -> T:
+        """Connect to the server as soon as it can be used.
+
+        Args:
+            connect: Tried again and again, since a server that is just starting, or is killed, has many ways to fail.
 
         Raises:
             CannotServe: It ended, and again when it was started again.
+            Exception: What `connect` raises of a server that had its time.
         """
-        from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-        from temporalio.client import Client
-        from temporalio.service import RPCError
-
-        since, answered, restarted = time.monotonic(), 0.0, False
+        since, answered, restarted = time.monotonic(), False, False
         while True:
             try:
-                client = await Client.connect(f"localhost:{PORT}")
-                await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=self._namespace))
+                client = await connect()
                 (STATE / "complete").touch()  # the database is whole
-                return
-            except (RuntimeError, RPCError) as error:
+                return client
+            except Exception as error:
                 if why := self.why_stopped():
                     if restarted:
                         raise CannotServe(f"the Temporal server did not start: {why}") from error
-                    restarted = True  # it may have been killed, and not by its own fault
+                    since, answered, restarted = time.monotonic(), False, True  # it may have been killed by somebody
                     self.start_again()
-                # One that answers has what it has, but for a moment: it makes its namespace after it opens its port.
-                answered = answered or (time.monotonic() if isinstance(error, RPCError) else 0.0)
-                if time.monotonic() - (answered or since) > (5 if answered else START_SECONDS):
-                    return  # who connects next will say what is wrong
+                elif not answered and answers(PORT):
+                    since, answered = time.monotonic(), True  # it makes its namespace a moment after it opens its port
+                if time.monotonic() - since > (5 if answered else START_SECONDS):
+                    raise
             await asyncio.sleep(0.02)
 
     def start_again(self) -> None:
@@ -443,25 +442,29 @@ def answers(port: int) -> bool:
 
 
 @asynccontextmanager
-async def dev_server(namespace: str) -> AsyncIterator[None]:
+async def dev_server[T](namespace: str, connect: Callable[[], Awaitable[T]]) -> AsyncIterator[T]:
     """Have a dev server on `PORT` while the body runs, started again whenever it is gone.
+
+    Args:
+        namespace: A namespace for it to have, besides the default one.
+        connect: Makes a client, which is yielded.
 
     Raises:
         CannotServe: There can be none.
     """
     if sys.platform == "win32":
         async with _downloaded_server(namespace):
-            yield
+            yield await connect()
         return
     server = DevServer(namespace)
     if not server.enter():  # that is somebody else's
-        yield
+        yield await connect()
         return
     keeper = None
     try:
-        await server.ready()
+        client = await server.ready(connect)
         keeper = asyncio.create_task(server.keep_running())
-        yield
+        yield client
     finally:
         if keeper:
             keeper.cancel()

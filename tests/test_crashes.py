@@ -325,6 +325,21 @@ def test_a_dev_server_killed_while_it_makes_its_database(folder: Path, start: St
     assert "Tokyo" in answer(start("--id", "one", folder=folder))
 
 
+async def test_a_dev_server_killed_while_one_connects_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "STATE", folder / ".temporal")
+    killed: list[int] = []
+
+    async def connect() -> Client:
+        if not killed and offline.answers(offline.PORT):
+            killed.append(server_pid(folder))
+            os.kill(killed[0], signal.SIGKILL)
+        return await Client.connect(f"localhost:{offline.PORT}")
+
+    async with offline.dev_server("default", connect):
+        assert killed
+        assert server_pid(folder) != killed[0]
+
+
 def test_a_dev_server_left_behind_is_used_by_the_next_run_and_stopped(
     folder: Path, start: StartMain, standin: StandIn
 ) -> None:
