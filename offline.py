@@ -447,10 +447,11 @@ async def dev_server[T](namespace: str, connect: Callable[[], Awaitable[T]]) -> 
 
     Args:
         namespace: A namespace for it to have, besides the default one.
-        connect: Makes a client, which is yielded.
+        connect: Makes a client, which is yielded. Tried again while the server starts.
 
     Raises:
         CannotServe: There can be none.
+        Exception: What `connect` raises of a server that had its time.
     """
     if sys.platform == "win32":
         async with _downloaded_server(namespace):
