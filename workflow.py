@@ -1,7 +1,7 @@
 """The agent, and the workflow that makes it durable.
 
 `agent()` is a plain loop of the Vercel AI SDK and knows nothing of Temporal: run it with
-`ai.run(agent, ai.ai_gateway.GatewayModel("…"), "…")` and it works just the same, only not durably.
+`ai.run(agent, GatewayModel("provider/model"), "…")` and it works just the same, only not durably.
 """
 
 import asyncio
@@ -14,23 +14,18 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
-    from activities import text_of
-    from durable import (
-        Carried,
-        HistoryFull,
-        TemporalLanguageModel,
-        ask_before_tools,
-        temporal_failures,
-        temporal_tools,
-    )
+    from bridge.wire import text_of
+    from durable import TemporalLanguageModel, temporal_tools
+    from options.approvals import ask_before_tools, ask_when_told
+    from options.continuing import Carried, ContinueAsNew
     from tools import get_population, get_weather
-
-TOOLS = temporal_tools(get_weather, get_population)
 
 SYSTEM_PROMPT = """\
 You answer questions about the weather in cities and about how many people live there.
 Look everything up with the tools, several cities at once where you can; never guess a number.
 When a tool fails, say so and answer what you can. Be brief."""
+
+TOOLS = [get_weather, get_population]
 
 
 async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
@@ -45,6 +40,10 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
         await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))
 
 
+# From here on, `ai.execute_tool` finds the durable tools under the same names.
+temporal_tools(*TOOLS, before=ask_when_told)
+
+
 class AgentRequest(pydantic.BaseModel):
     """Input of `AgentWorkflow`."""
 
@@ -55,7 +54,7 @@ class AgentRequest(pydantic.BaseModel):
     approve: bool = False
     """Whether a person is asked before each tool call."""
     carried: Carried | None = None
-    """What the run before handed on, if this one continues it as new."""
+    """The state of the run before, if this one continues it as new."""
 
 
 class AgentAnswer(pydantic.BaseModel):
@@ -71,15 +70,11 @@ class AgentWorkflow:
 
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        carried = request.carried or Carried()
-        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, carried=carried)
+        continuing = ContinueAsNew(request)
+        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, continuing=continuing)
         if request.approve:
             ask_before_tools()
         text = ""
-        try:
-            with temporal_failures():
-                async for message in ai.run(agent, llm, request.query, checkpoint=carried.checkpoint):
-                    text = text_of(message)
-        except HistoryFull as full:
-            workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
+        async for message in ai.run(agent, llm, request.query, checkpoint=continuing.checkpoint):
+            text = text_of(message)
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

@@ -37,7 +37,7 @@ sys.path += [str(FOLDER.parent), str(FOLDER.parent / "tests")]
 
 from servers import dev_server  # noqa: E402
 
-import offline  # noqa: E402
+from app import devserver  # noqa: E402
 
 STOP_SECONDS = 5
 WORK_SECONDS = 300
@@ -232,7 +232,7 @@ async def measure_at_once(client: Client, worker: WorkerProcess, server: str, tu
 
 async def measure(server: str, rounds: int, options: Options, results: report.Results) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name, ExitStack() as running:
-        settings = ["--db-filename", f"{name}/temporal.db", *offline.SERVER_SETTINGS] if server == "tuned" else []
+        settings = ["--db-filename", f"{name}/temporal.db", *devserver.SERVER_SETTINGS] if server == "tuned" else []
         _, address = running.enter_context(dev_server(*settings))
         all_workers = running.enter_context(workers(address, Path(name), options))
         client = await Client.connect(address)
@@ -280,7 +280,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    binary = offline.find_temporal() or "temporal"
+    binary = devserver.find_temporal() or "temporal"
     version = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     return {"temporal": version.removeprefix("temporal version ")}
 

@@ -18,8 +18,10 @@ with workflow.unsafe.imports_passed_through():
     import work
     from worker import WorkerOptions
 
-    from activities import ModelReply, ToolCall, ToolReply, _heartbeats, tool_call_activity
-    from durable import MODEL_OPTIONS, TOOL_OPTIONS, WORKFLOW_RUNNER, temporal_tools
+    from activities import _heartbeats, tool_call_activity
+    from bridge.wire import ModelReply, ToolCall, ToolReply
+    from durable import MODEL_OPTIONS, TOOL_OPTIONS, temporal_tools
+    from plugin import with_passthrough
 
 
 class Turn(pydantic.BaseModel):
@@ -67,5 +69,5 @@ def make_worker(client: Client, options: WorkerOptions) -> Worker:
         **options,
         workflows=[FloorWorkflow],
         activities=[model_activity, tool_call_activity],
-        workflow_runner=WORKFLOW_RUNNER,
+        workflow_runner=with_passthrough(None),
     )

@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     import work
     from worker import WorkerOptions
 
-    from durable import WORKFLOW_RUNNER
+    from plugin import with_passthrough
 
 TIMEOUT = timedelta(minutes=1)
 
@@ -108,5 +108,5 @@ def make_worker(client: Client, options: WorkerOptions) -> Worker:
         **options,
         workflows=[ObviousWorkflow],
         activities=[call_model, weather_activity, population_activity],
-        workflow_runner=WORKFLOW_RUNNER,
+        workflow_runner=with_passthrough(None),
     )

@@ -8,13 +8,16 @@ from typing import Any
 import pydantic
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
     from toolbox import TOOLS, Leg
 
-    from activities import ModelRequest, ToolCall, WireMessage, tool_call_activity
-    from durable import Carried, HistoryFull, TemporalLanguageModel, temporal_failures
+    from activities import tool_call_activity
+    from bridge.wire import ModelRequest, ToolCall, WireMessage
+    from durable import TemporalLanguageModel
+    from options.continuing import Carried, ContinueAsNew
     from workflow import agent
 
 
@@ -48,8 +51,7 @@ class TranscriptWorkflow:
 
     @workflow.run
     async def run(self, query: str) -> list[WireMessage]:
-        with temporal_failures():
-            return await transcript_of(ai.run(agent, TemporalLanguageModel("test/model"), query))
+        return await transcript_of(ai.run(agent, TemporalLanguageModel("test/model"), query))
 
 
 @workflow.defn
@@ -58,8 +60,7 @@ class OtherWorkflow:
 
     @workflow.run
     async def run(self, query: str) -> list[WireMessage]:
-        with temporal_failures():
-            return await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query))
+        return await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query))
 
 
 @workflow.defn
@@ -73,8 +74,7 @@ class ImpatientWorkflow:
             idle_timeout=timedelta(seconds=1),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
         )
-        with temporal_failures():
-            return (await transcript_of(ai.run(other_agent if query == "go" else agent, llm, query)))[-1].text
+        return (await transcript_of(ai.run(other_agent if query == "go" else agent, llm, query)))[-1].text
 
 
 @workflow.defn
@@ -83,8 +83,7 @@ class AnswerWorkflow:
 
     @workflow.run
     async def run(self, query: str) -> str:
-        with temporal_failures():
-            return (await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query)))[-1].text
+        return (await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query)))[-1].text
 
 
 @workflow.defn
@@ -94,8 +93,7 @@ class StructuredWorkflow:
         async def ask(llm: ai.LanguageModel) -> None:
             await ai.stream_step(llm, ai.make_messages(user=query), output_type=Forecast)
 
-        with temporal_failures():
-            return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
+        return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
 
 
 @workflow.defn
@@ -110,8 +108,7 @@ class LocalTypeWorkflow:
         async def ask(llm: ai.LanguageModel) -> None:
             await ai.stream_step(llm, ai.make_messages(user="go"), output_type=Local)
 
-        with temporal_failures():
-            await transcript_of(ai.run(ask, TemporalLanguageModel("test/model")))
+        await transcript_of(ai.run(ask, TemporalLanguageModel("test/model")))
 
 
 @workflow.defn
@@ -120,13 +117,12 @@ class LostToolWorkflow:
 
     @workflow.run
     async def run(self) -> None:
-        with temporal_failures():
-            await workflow.execute_activity(
-                tool_call_activity,
-                ToolCall(tool="lost", arguments={}),
-                start_to_close_timeout=timedelta(seconds=10),
-                retry_policy=RetryPolicy(maximum_attempts=1),
-            )
+        await workflow.execute_activity(
+            tool_call_activity,
+            ToolCall(tool="lost", arguments={}),
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
 
 
 @workflow.defn
@@ -138,8 +134,7 @@ class SendWorkflow:
         async def ask(llm: ai.LanguageModel) -> None:
             await ai.stream_step(llm, request.messages)
 
-        with temporal_failures():
-            return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
+        return (await transcript_of(ai.run(ask, TemporalLanguageModel("test/model"))))[-1]
 
 
 @workflow.defn
@@ -158,15 +153,14 @@ class TwoAgentsWorkflow:
         async def together() -> None:
             answers.extend(result.text for result in await asyncio.gather(*(agent(llm, query) for query in queries)))
 
-        with temporal_failures():
-            apart = await asyncio.gather(*(alone(query) for query in queries))
-            await transcript_of(ai.run(together))
+        apart = await asyncio.gather(*(alone(query) for query in queries))
+        await transcript_of(ai.run(together))
         return [*apart, *answers]
 
 
 class LongRequest(pydantic.BaseModel):
     query: str
-    carried: Carried = Carried()
+    carried: Carried | None = None
 
 
 @workflow.defn
@@ -175,7 +169,8 @@ class LongWorkflow:
 
     @workflow.run
     async def run(self, request: LongRequest) -> tuple[str, int]:
-        llm = TemporalLanguageModel("test/model", max_calls=20, carried=request.carried)
+        continuing = ContinueAsNew(request)
+        llm = TemporalLanguageModel("test/model", max_calls=20, continuing=continuing)
 
         async def two_at_once(llm: ai.LanguageModel, query: str) -> None:
             async def later() -> None:
@@ -193,12 +188,8 @@ class LongWorkflow:
 
         loops = {"two": two_at_once, "example": with_an_example}
         loop = loops.get(request.query, other_agent)
-        run = ai.run(loop, llm, request.query, checkpoint=request.carried.checkpoint)
-        try:
-            with temporal_failures():
-                return (await transcript_of(run))[-1].text, llm.calls
-        except HistoryFull as full:
-            workflow.continue_as_new(request.model_copy(update={"carried": full.carried}))
+        run = ai.run(loop, llm, request.query, checkpoint=continuing.checkpoint)
+        return (await transcript_of(run))[-1].text, llm.calls
 
 
 @workflow.defn
@@ -211,8 +202,7 @@ class BrokenWorkflow:
             nothing: Any = None
             nothing.attribute  # noqa: B018
 
-        with temporal_failures():
-            await transcript_of(ai.run(loop, TemporalLanguageModel("test/model")))
+        await transcript_of(ai.run(loop, TemporalLanguageModel("test/model")))
 
 
 @workflow.defn
@@ -221,12 +211,11 @@ class DirectWorkflow:
 
     @workflow.run
     async def run(self) -> list[object]:
-        with temporal_failures():
-            counted = await TOOLS[0](legs=[Leg(start="a", end="b")])
-            try:
-                await TOOLS[1](reason="directly")
-            except ValueError as error:
-                return [counted, str(error)]
+        counted = await TOOLS[0](legs=[Leg(start="a", end="b")])
+        try:
+            await TOOLS[1](reason="directly")
+        except ValueError as error:
+            return [counted, str(error)]
         raise AssertionError
 
 
@@ -244,8 +233,7 @@ class WaitingWorkflow:
                     await ai.execute_tool(first.tool_calls[0])
             await ai.stream_step(llm, ai.make_messages(user="go on"))
 
-        with temporal_failures():
-            return (await transcript_of(ai.run(loop, TemporalLanguageModel("test/model"))))[-1].text
+        return (await transcript_of(ai.run(loop, TemporalLanguageModel("test/model"))))[-1].text
 
 
 @workflow.defn
@@ -254,8 +242,7 @@ class OwnQueryWorkflow:
 
     @workflow.run
     async def run(self) -> None:
-        with temporal_failures():
-            await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), "go"))
+        await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), "go"))
 
     @workflow.query
     def transcript(self) -> str:
@@ -272,8 +259,7 @@ class AgainWorkflow:
             if times:
                 workflow.continue_as_new(times - 1)
 
-        with temporal_failures():
-            await transcript_of(ai.run(loop))
+        await transcript_of(ai.run(loop))
         return "done"
 
 
@@ -286,6 +272,33 @@ class HastyWorkflow:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1):
                 await TOOLS[5](door="front")
+
+
+@workflow.defn
+class ShortOfTimeWorkflow:
+    """The agent, with two seconds for each answer of the model and quick retries."""
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        llm = TemporalLanguageModel(
+            "test/model",
+            start_to_close_timeout=timedelta(seconds=2),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
+        )
+        return (await transcript_of(ai.run(other_agent, llm, query)))[-1].text
+
+
+@workflow.defn
+class FailingWorkflow:
+    """A loop that fails in several ways at once."""
+
+    @workflow.run
+    async def run(self) -> None:
+        async def loop() -> None:
+            inner = ExceptionGroup("inner", [ApplicationError("the weighty one", type="Weighty")])
+            raise ExceptionGroup("outer", [ValueError("the light one"), inner])
+
+        await transcript_of(ai.run(loop))
 
 
 WORKFLOWS = [
@@ -305,4 +318,6 @@ WORKFLOWS = [
     OwnQueryWorkflow,
     AgainWorkflow,
     HastyWorkflow,
+    ShortOfTimeWorkflow,
+    FailingWorkflow,
 ]

@@ -10,24 +10,25 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import agents
 import pytest
 from servers import dev_server
 from standin import StandIn
 from temporalio.client import Client, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 from terminal import Terminal
 
-import offline
-from activities import ModelActivities, tool_call_activity
-from durable import HEARTBEAT_TIMEOUT, WORKFLOW_RUNNER
+from app import devserver
+from durable import HEARTBEAT_TIMEOUT
+from options.gateway import GatewayModel
+from plugin import DurableAgents
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("bridge", "options", "app")
 TEMPORAL_SETTINGS = ("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL", "OPEN_METEO_")
 TERMINAL_SETTINGS = ("TERM", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_", "COLUMNS", "LINES")
 
@@ -43,8 +44,8 @@ async def client() -> AsyncIterator[Client]:
     """A client of the server that the tests of this process share."""
     # By default a run starts no sooner than a second after the one that it continues.
     at_once = ("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"')
-    with dev_server(*offline.SERVER_SETTINGS[2:4], *at_once) as (_, address):
-        yield await Client.connect(address, data_converter=pydantic_data_converter)
+    with dev_server(*devserver.SERVER_SETTINGS[2:4], *at_once) as (_, address):
+        yield await Client.connect(address, plugins=[DurableAgents(GatewayModel)])
 
 
 @pytest.fixture
@@ -63,8 +64,6 @@ def make_worker(client: Client, queue: str, **options: Any) -> Worker:
         client,
         task_queue=queue,
         workflows=[AgentWorkflow, *agents.WORKFLOWS],
-        activities=[ModelActivities().llm_stream_activity, tool_call_activity],
-        workflow_runner=WORKFLOW_RUNNER,
         **options,
     )
 
@@ -171,17 +170,31 @@ def start_server() -> Iterator[StartServer]:
         yield lambda *settings, **options: servers.enter_context(dev_server(*settings, **options))
 
 
+class Forgetful(dict[str, Any]):
+    """In the place of the requests in this process: model activities have to fetch them by query."""
+
+    @override
+    def __setitem__(self, key: str, value: object) -> None:
+        pass
+
+
+def copy_sample(folder: Path) -> None:
+    """Copy what the sample needs to run."""
+    for file in (*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).glob("*.py"))):
+        (folder / file.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(file, folder / file.relative_to(ROOT))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
     with (Path(tempfile.gettempdir()) / "durable-agent-ports.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the ports are one machine's: tests in other processes take turns
-        if offline.answers(offline.PORT) or offline.answers(offline.UI_PORT):
+        if devserver.answers(devserver.PORT) or devserver.answers(devserver.UI_PORT):
             pytest.skip("something else uses the ports of the dev server")
-        for file in ROOT.glob("*.py"):
-            shutil.copy(file, tmp_path)
+        copy_sample(tmp_path)
         yield tmp_path
-        assert not offline.answers(offline.PORT), "the dev server was left behind"
+        assert not devserver.answers(devserver.PORT), "the dev server was left behind"
 
 
 _status = 0

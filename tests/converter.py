@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import dataclasses
 import hashlib
 import os
 import re
@@ -13,7 +12,6 @@ from typing import override
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporalio.api.common.v1 import Payload
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import (
     DataConverter,
     DefaultFailureConverterWithEncodedAttributes,
@@ -90,12 +88,11 @@ class Folder(StorageDriver):
 
 
 def data_converter() -> DataConverter:
-    """The sample's, with encryption by `PAYLOAD_KEY`, and files in `PAYLOAD_FOLDER` for what is over 256 KB."""
+    """Temporal's, with encryption by `PAYLOAD_KEY`, and files in `PAYLOAD_FOLDER` for what is over 256 KB."""
     key, folder = os.environ.get("PAYLOAD_KEY", ""), os.environ.get("PAYLOAD_FOLDER")
     if not re.fullmatch("[A-Za-z0-9+/]{43}=", key):
         raise ValueError("PAYLOAD_KEY is not 32 bytes in base64")
-    return dataclasses.replace(
-        pydantic_data_converter,
+    return DataConverter(
         payload_codec=Encryption(base64.b64decode(key)),
         # The text of an error is outside of the payloads, unless this moves it in.
         failure_converter_class=DefaultFailureConverterWithEncodedAttributes,

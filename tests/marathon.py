@@ -20,10 +20,11 @@ from servers import dev_server
 from standin import Call, StandIn, text, tools
 from starlette.responses import Response
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 import main
-import offline
+from app import command_line, devserver
+from options.gateway import GatewayModel
+from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
 
@@ -55,7 +56,9 @@ async def marathon(client: Client, calls: int) -> bool:
         request = AgentRequest(query="Look up Tokyo, again and again", model="test/model", max_model_calls=calls)
         async with main.make_worker(client):
             since = time.monotonic()
-            handle = await client.start_workflow(AgentWorkflow.run, request, id="marathon", task_queue=main.TASK_QUEUE)
+            handle = await client.start_workflow(
+                AgentWorkflow.run, request, id="marathon", task_queue=command_line.TASK_QUEUE
+            )
             answer = await handle.result()
             seconds = time.monotonic() - since
         events, sizes, carried = [], [], []
@@ -89,8 +92,8 @@ async def marathon(client: Client, calls: int) -> bool:
 
 
 async def with_server(calls: int) -> bool:
-    with dev_server(*offline.SERVER_SETTINGS[2:4]) as (_, address):
-        return await marathon(await Client.connect(address, data_converter=pydantic_data_converter), calls)
+    with dev_server(*devserver.SERVER_SETTINGS[2:4]) as (_, address):
+        return await marathon(await Client.connect(address, plugins=[DurableAgents(GatewayModel)]), calls)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import offline
+from app import devserver
 
 LOOPBACK = "127.0.0.1"
 
@@ -18,7 +18,7 @@ def dev_server(*settings: str, port: int = 0) -> Iterator[tuple[subprocess.Popen
         settings: More options for `temporal server start-dev`.
         port: Where it is to be, or 0 for anywhere.
     """
-    binary = offline.find_temporal()
+    binary = devserver.find_temporal()
     if binary is None:
         raise RuntimeError("there is no `temporal` command: run `uv sync`")
     # A server also takes ports for its own parts, and now and then two that start together want the same ones.

@@ -31,13 +31,15 @@ from temporalio.service import RPCError
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from conftest import copy_sample
 from standin import StandIn
 from starlette.requests import Request
 from starlette.responses import Response
 
-import main
-import offline
-from offline import CITIES
+from app import command_line, devserver
+from app.demo import CITIES
+from app.server import patiently, temporal_server
+from plugin import DurableAgents
 from tools import WEATHER_CODES
 
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
@@ -97,7 +99,7 @@ class Run:
     @property
     def calls(self) -> dict[str, str]:
         """The calls that the answer takes, each with how the services see it: a lookup does not tell its tool."""
-        model = {f"{main.DEFAULT_MODEL}, call {n}": f"{self.id} {n}" for n in (1, 2)}
+        model = {f"{command_line.DEFAULT_MODEL}, call {n}": f"{self.id} {n}" for n in (1, 2)}
         return model | {f'{tool}(city="{city}")': city for city in self.cities for tool in QUESTIONS[self.question]}
 
 
@@ -125,7 +127,7 @@ class Soak:
         ]
         if plan.random() < 0.25:
             # So that the server is also killed while it makes its database.
-            shutil.rmtree(offline.STATE, ignore_errors=True)
+            shutil.rmtree(devserver.STATE, ignore_errors=True)
         self.standin.calls.clear()
         self.standin.lookups.clear()
         before, kills, self._last_kill = self.total.copy(), self.kills, 0.0
@@ -143,15 +145,15 @@ class Soak:
         wrong = [run for run in runs if run.answer != run.right_answer]
         self.total.update({"runs": len(runs), "right": len(runs) - len(wrong), "hangs": len(hung)})
         for run in wrong:
-            said = tail(self._log(run)) + tail(offline.STATE / "server.log")
+            said = tail(self._log(run)) + tail(devserver.STATE / "server.log")
             self.problems.append(f"{run.query}\nexpected {run.right_answer!r}, got {run.answer!r}\n{said}")
         if wrong:
             self.kill_server()
             shutil.rmtree(
-                offline.STATE, ignore_errors=True
+                devserver.STATE, ignore_errors=True
             )  # or the next round would go on with what is left of this one
         else:
-            if offline.answers(offline.PORT):
+            if devserver.answers(devserver.PORT):
                 self.problems.append("the dev server was left behind")
             twice = repeated = 0
             try:
@@ -211,10 +213,10 @@ class Soak:
 
     def kill_server(self) -> bool:
         with suppress(OSError, ValueError):
-            pid = int((offline.STATE / "server.pid").read_text())
+            pid = int((devserver.STATE / "server.pid").read_text())
             # The file outlives the server, and by now the id may be somebody else's.
             shown = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            if str(offline.STATE) in shown.stdout:
+            if str(devserver.STATE) in shown.stdout:
                 os.kill(pid, signal.SIGKILL)
                 return True
         return False
@@ -226,9 +228,9 @@ class Soak:
         for call in self.standin.calls:
             [run] = [each for each in runs if each.query == call.query]
             requests[f"{run.id} {2 if call.tool_results else 1}"] += 1
-        async with main.temporal():
+        async with temporal_server(DurableAgents()):
             for run in runs:
-                history = await main.patiently(self.client.get_workflow_handle(run.id).fetch_history)
+                history = await patiently(self.client.get_workflow_handle(run.id).fetch_history)
                 scheduled: dict[int, str] = {}
                 done = Counter[str]()
                 for event in history.events:
@@ -255,16 +257,15 @@ def tail(file: Path) -> str:
 
 
 async def soak(options: argparse.Namespace, folder: Path) -> bool:
-    offline.STATE = folder / ".temporal"
-    for file in Path(main.__file__).parent.glob("*.py"):
-        shutil.copy(file, folder)
+    devserver.STATE = folder / ".temporal"
+    copy_sample(folder)
     for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "AI_GATEWAY_", "AI_MODEL"))]:
         del os.environ[name]
-    async with main.temporal() as (client, _):
+    async with temporal_server(DurableAgents()) as server:
         pass
     since = time.monotonic()
     with SlowStandIn(options.seed).serving() as standin:
-        it = Soak(options, folder, standin, client)
+        it = Soak(options, folder, standin, server.client)
         try:
             while (
                 it.kills < options.kills
@@ -273,7 +274,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
             ):
                 await it.round()
         finally:
-            left_behind = it.kill_server() or offline.answers(offline.PORT)
+            left_behind = it.kill_server() or devserver.answers(devserver.PORT)
     seconds = it.seconds or [0.0]
     print(
         f"\nseed {options.seed}, {it.rounds} rounds, {it.kills} kills in {(time.monotonic() - since) / 60:.1f} minutes",
@@ -293,8 +294,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=20, help="start no round after that many")
     parser.add_argument("--rounds", type=int, help="stop after that many")
     options = parser.parse_args()
-    if offline.answers(offline.PORT) or offline.answers(offline.UI_PORT):
-        sys.exit(f"port {offline.PORT} or {offline.UI_PORT} is taken, and the soak needs a dev server of its own")
+    if devserver.answers(devserver.PORT) or devserver.answers(devserver.UI_PORT):
+        sys.exit(f"port {devserver.PORT} or {devserver.UI_PORT} is taken, and the soak needs a dev server of its own")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         passed = asyncio.run(soak(options, Path(folder).resolve()))
     sys.stdout.flush()

@@ -5,14 +5,15 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from json import dumps
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-import offline
-from offline import Part
+from app import demo
+from app.demo import Part
 
 Reply = Callable[["Call"], Response | Awaitable[Response]]
 
@@ -70,7 +71,7 @@ class StandIn:
         if self._script:
             reply = self._script.popleft()(call)
             return await reply if isinstance(reply, Awaitable) else reply
-        return await offline.language_model(request)
+        return await demo.language_model(request)
 
     async def _geocoding(self, request: Request) -> Response:
         with self._arrivals:
@@ -79,26 +80,26 @@ class StandIn:
         if self.geocoding:
             reply = self.geocoding(Call({"prompt": []}, {}))
             return await reply if isinstance(reply, Awaitable) else reply
-        return await offline.geocoding(request)
+        return await demo.geocoding(request)
 
     @contextmanager
     def serving(self) -> Iterator["StandIn"]:
         routes = [
             Route("/v3/ai/language-model", self._model, methods=["POST"]),
             Route("/v1/search", self._geocoding),
-            Route("/v1/forecast", offline.forecast),
+            Route("/v1/forecast", demo.forecast),
         ]
-        with offline.serve(routes) as self.url:
+        with demo.serve(routes) as self.url:
             yield self
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**offline.environment(self.url), "AI_GATEWAY_API_KEY": "test-key-0123456789"}
+        return {**demo.environment(self.url), "AI_GATEWAY_API_KEY": "test-key-0123456789"}
 
 
 def parts(*stream: Scripted) -> Reply:
     """A stream of just these parts, and `[DONE]`."""
-    return lambda call: offline.stream(_each(stream))
+    return lambda call: demo.stream(_each(stream))
 
 
 def paced(seconds: float, *stream: Part) -> Reply:
@@ -109,7 +110,7 @@ def paced(seconds: float, *stream: Part) -> Reply:
             await asyncio.sleep(seconds)
             yield part
 
-    return lambda call: offline.stream(generate())
+    return lambda call: demo.stream(generate())
 
 
 def text_parts(*deltas: str) -> list[Part]:
@@ -118,23 +119,23 @@ def text_parts(*deltas: str) -> list[Part]:
 
 
 def text(*deltas: str, reason: str = "stop") -> Reply:
-    return parts(*text_parts(*deltas), offline.finish(reason, 10, 5))
+    return parts(*text_parts(*deltas), demo.finish(reason, 10, 5))
 
 
 def tools(*calls: tuple[str, str, object], reason: str = "tool-calls") -> Reply:
     """Tool calls, each an id, a name and arguments (a string goes out as it is)."""
-    return parts(*(part for call in calls for part in offline.tool_call(*call)), offline.finish(reason, 10, 5))
+    return parts(*(part for call in calls for part in demo.tool_call(*call)), demo.finish(reason, 10, 5))
 
 
 def status(code: int, type: str = "internal_server_error", message: str = "something is wrong") -> Reply:
-    return lambda call: offline.gateway_error(code, type, message)
+    return lambda call: demo.gateway_error(code, type, message)
 
 
 def cut_off(*stream: Scripted) -> Reply:
     """A stream that breaks off in the middle, connection and all."""
 
     async def generate() -> AsyncIterator[str]:
-        async for chunk in offline.stream(_each(stream)).body_iterator:
+        async for chunk in demo.stream(_each(stream)).body_iterator:
             if b"[DONE]" not in (chunk if isinstance(chunk, bytes) else str(chunk).encode()):
                 yield str(chunk)
         raise ConnectionAbortedError
@@ -148,7 +149,7 @@ def hang(*stream: Part) -> Reply:
     def reply(call: Call) -> Response:
         async def generate() -> AsyncIterator[str]:
             try:
-                async for chunk in offline.stream(_each(stream)).body_iterator:
+                async for chunk in demo.stream(_each(stream)).body_iterator:
                     if "[DONE]" not in str(chunk):
                         yield str(chunk)
                 await asyncio.Event().wait()
@@ -181,3 +182,23 @@ async def _each(stream: tuple[Scripted, ...]) -> AsyncIterator[Part]:
             await asyncio.to_thread(part.wait)
         else:
             yield part
+
+
+def event(part: object, end: str = "\n", field: str = "data: ") -> bytes:
+    """A part as an encoder in JavaScript writes it: what JSON allows to stand raw is not escaped."""
+    return f"{field}{dumps(part, ensure_ascii=False)}{end}{end}".encode()
+
+
+def raw(*chunks: bytes, media_type: str = "text/event-stream") -> Reply:
+    """A stream of just these bytes, each of the chunks on its own."""
+
+    async def generate() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return lambda call: StreamingResponse(generate(), media_type=media_type)
+
+
+def unescaped(*stream: Part) -> Reply:
+    """The same as `parts`, with every separator and every letter raw."""
+    return raw(*map(event, stream), b"data: [DONE]\n\n")

@@ -25,11 +25,11 @@ from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.contrib.pydantic import pydantic_data_converter
 from terminal import Terminal
 
-import main
-from activities import APPROVAL, Approval, open_questions
+from app import command_line
+from options.approvals import APPROVAL, Approval, open_questions
+from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
 PROMPT = "Allow it? (y, or n and why)"
@@ -168,7 +168,9 @@ async def ask(client: Client, open_terminal: OpenTerminal, standin: StandIn) -> 
         await asyncio.to_thread(terminal.wait_for, prompt("Tokyo"), gone=["Paris"])
         return terminal, client.get_workflow_handle(name)
 
-    async with make_worker(client, main.TASK_QUEUE, max_heartbeat_throttle_interval=timedelta(milliseconds=100)):
+    async with make_worker(
+        client, command_line.TASK_QUEUE, max_heartbeat_throttle_interval=timedelta(milliseconds=100)
+    ):
         yield ask
 
 
@@ -250,7 +252,7 @@ async def test_a_question_outlives_process_and_server_and_costs_nothing_meanwhil
     folder: Path, start_main: StartMain, open_terminal: OpenTerminal, standin: StandIn
 ) -> None:
     async def history() -> list[int]:
-        client = await Client.connect("localhost:7233", data_converter=pydantic_data_converter)
+        client = await Client.connect("localhost:7233", plugins=[DurableAgents()])
         return await event_types(client.get_workflow_handle("one"))
 
     standin.play(calls(TOKYO), text("the answer"))
@@ -344,10 +346,10 @@ async def test_an_answer_that_nobody_takes_can_be_interrupted(
 async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_main: RunMain, standin: StandIn) -> None:
     # The process ends at once, and would take the call that it began with it.
     standin.play(calls(TOKYO), text("the answer"))
-    async with make_worker(client, main.TASK_QUEUE):
+    async with make_worker(client, command_line.TASK_QUEUE):
         request = AgentRequest(query="Weather?", model="m", approve=True)
         handle = await client.start_workflow(
-            AgentWorkflow.run, request, id=uuid.uuid4().hex, task_queue=main.TASK_QUEUE
+            AgentWorkflow.run, request, id=uuid.uuid4().hex, task_queue=command_line.TASK_QUEUE
         )
         [call] = await until_asked(handle, "Tokyo")
     gc.collect()  # a run that a worker lets go leaves a generator of the SDK's, which says so when it is collected
@@ -355,7 +357,7 @@ async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_ma
     assert (result.returncode, result.stdout) == (0, "")
     [pending] = (await handle.describe()).raw_description.pending_activities
     assert (pending.attempt, pending.HasField("last_started_time")) == (1, False)
-    async with make_worker(client, main.TASK_QUEUE):
+    async with make_worker(client, command_line.TASK_QUEUE):
         assert (await handle.result()).text == "the answer"
     assert standin.lookups == ["Tokyo"]
 

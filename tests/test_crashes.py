@@ -20,7 +20,7 @@ from standin import StandIn, hang, held, json, text
 from standin import tools as calls
 from temporalio.client import Client
 
-import offline
+from app import devserver
 
 BOUND = 25  # seconds from a restart to the answer: 15 of them promised, the rest for a loaded machine
 TOKYO_AND_PARIS = "Weather in Tokyo and Paris?"
@@ -198,7 +198,7 @@ def test_cancelling_closes_the_connection_to_the_model(
     standin.play(hang(*[{"type": "text-start", "id": "1"}, {"type": "text-delta", "id": "1", "delta": "half"}]))
     process = start("Weather?", "--id", name)
     standin.wait_for(calls=1)
-    temporal = offline.find_temporal()
+    temporal = devserver.find_temporal()
     assert temporal is not None
     cancel = ["workflow", "cancel", "--workflow-id", name, "--address", environment["TEMPORAL_ADDRESS"]]
     subprocess.run([temporal, *cancel], check=True, capture_output=True, timeout=20)
@@ -326,16 +326,16 @@ def test_a_dev_server_killed_while_it_makes_its_database(folder: Path, start: St
 
 
 async def test_a_dev_server_killed_while_one_connects_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "STATE", folder / ".temporal")
+    monkeypatch.setattr(devserver, "STATE", folder / ".temporal")
     killed: list[int] = []
 
     async def connect() -> Client:
-        if not killed and offline.answers(offline.PORT):
+        if not killed and devserver.answers(devserver.PORT):
             killed.append(server_pid(folder))
             os.kill(killed[0], signal.SIGKILL)
-        return await Client.connect(f"localhost:{offline.PORT}")
+        return await Client.connect(f"localhost:{devserver.PORT}")
 
-    async with offline.dev_server("default", connect):
+    async with devserver.dev_server("default", connect):
         assert killed
         assert server_pid(folder) != killed[0]
 
@@ -348,7 +348,7 @@ def test_a_dev_server_left_behind_is_used_by_the_next_run_and_stopped(
     standin.wait_for(calls=1)
     before = server_pid(folder)
     kill(victim)
-    assert offline.answers(offline.PORT)
+    assert devserver.answers(devserver.PORT)
     assert answer(start("--id", "one", folder=folder)) == "the answer\n"
     assert server_pid(folder) == before
-    assert not offline.answers(offline.PORT)
+    assert not devserver.answers(devserver.PORT)

@@ -17,7 +17,7 @@ import pydantic
 import pytest
 import toolbox
 import vercel_ai_sdk as ai
-from conftest import StartAgent
+from conftest import Forgetful, StartAgent
 from standin import StandIn, hang, paced, parts, status, text, text_parts
 from standin import tools as calls
 from starlette.responses import JSONResponse, Response
@@ -30,9 +30,12 @@ from vercel_ai_sdk.core.tools import _tool_registry
 
 import tools
 import workflow
-from activities import CheckedGatewayModel, ModelActivities, ModelReply, ModelRequest
-from durable import WORKFLOW_RUNNER, _Pump, temporal_tool, temporal_tools
-from offline import finish, tool_call
+from app.demo import finish, tool_call
+from bridge.wire import ModelReply, ModelRequest
+from durable import _Pump, temporal_tool, temporal_tools
+from options.approvals import ask_when_told
+from options.gateway import GatewayModel
+from plugin import DurableAgents
 
 type Execute = Callable[..., Awaitable[Any]]
 
@@ -58,7 +61,7 @@ def execute(client: Client, queue: str, standin: StandIn) -> Execute:
 def fetched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How the model activities get their requests; in these tests they share a process with the workflow."""
     if request.param == "by query":
-        monkeypatch.setattr("activities.open_requests", {})
+        monkeypatch.setattr("bridge.transcript._cached", Forgetful())
 
 
 def dumped(messages: list[ai.Message]) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def tool_parts(messages: list[ai.Message]) -> dict[str, ai.ToolPart]:
 
 async def test_the_same_loop_gives_the_same_messages_with_and_without_temporal(execute: Execute) -> None:
     durable = await execute(agents.TranscriptWorkflow, COMPARE)
-    plain = await agents.transcript_of(ai.run(workflow.agent, CheckedGatewayModel("test/model"), COMPARE))
+    plain = await agents.transcript_of(ai.run(workflow.agent, GatewayModel("test/model"), COMPARE))
     assert dumped(durable) == dumped(plain)
     assert len(tool_parts(plain)) == 4
 
@@ -98,11 +101,7 @@ async def test_tools_are_called_in_parallel_and_every_call_is_an_activity(start_
 async def test_the_history_replays(client: Client, start_agent: StartAgent) -> None:
     handle = await start_agent(COMPARE)
     await handle.result()
-    replayer = Replayer(
-        workflows=[workflow.AgentWorkflow],
-        workflow_runner=WORKFLOW_RUNNER,
-        data_converter=client.data_converter,
-    )
+    replayer = Replayer(workflows=[workflow.AgentWorkflow], plugins=[DurableAgents()])
     await replayer.replay_workflow(await handle.fetch_history())
 
 
@@ -136,9 +135,10 @@ def test_a_wrapped_tool_is_a_new_tool_of_the_same_name_and_schema() -> None:
 
 
 def test_wrapping_again_gives_the_first_wrapper_and_nothing_else_of_the_name_is_wrapped() -> None:
-    assert temporal_tools(tools.get_weather, tools.get_population) == workflow.TOOLS
+    [wrapped, _] = temporal_tools(*workflow.TOOLS, before=ask_when_told)
+    assert temporal_tools(*workflow.TOOLS, before=ask_when_told)[0] is wrapped
     with pytest.raises(TypeError, match="get_weather is wrapped already"):
-        temporal_tool(workflow.TOOLS[0])
+        temporal_tool(wrapped)
     with pytest.raises(TypeError, match="get_weather is wrapped already"):
         temporal_tool(tools.get_weather, start_to_close_timeout=timedelta(minutes=1))
 
@@ -152,9 +152,10 @@ def test_a_tool_that_takes_the_runtime_is_refused() -> None:
 
 
 async def test_outside_a_workflow_a_wrapped_tool_calls_its_original(standin: StandIn) -> None:
-    assert await workflow.TOOLS[1](city="Tokyo") == await tools.get_population(city="Tokyo")
+    wrapped = temporal_tool(tools.get_population, before=ask_when_told)
+    assert await wrapped(city="Tokyo") == await tools.get_population(city="Tokyo")
     with pytest.raises(ValueError, match="Atlantis"):
-        await workflow.TOOLS[1](city="Atlantis")
+        await wrapped(city="Atlantis")
 
 
 async def test_arguments_arrive_as_annotated_and_options_are_per_tool(
@@ -171,7 +172,7 @@ async def test_arguments_arrive_as_annotated_and_options_are_per_tool(
         for event in history.events
         if event.HasField("activity_task_scheduled_event_attributes")
     ]
-    assert timeouts == [600, 77, 600]
+    assert timeouts == [86_400, 77, 86_400]
 
 
 async def test_a_loop_can_call_tools_itself(execute: Execute) -> None:
@@ -353,11 +354,10 @@ def test_the_private_names_of_the_sdk_are_still_there() -> None:
     """Fails when an update of the SDK moves what durable.py and activities.py have to touch (`private:` in both)."""
     assert isinstance(tools.get_weather._fn, types.FunctionType)
     assert tools.get_weather._validator is not None
-    assert _tool_registry["get_weather"] is workflow.TOOLS[0]
+    assert _tool_registry["get_weather"] is temporal_tool(tools.get_weather, before=ask_when_told)
     assert ai.Runtime()._step_queue.empty()
     assert ai.Runtime()._message_queue.empty()
     assert _runtime.get(None) is None
-    assert "_transport" in inspect.signature(ai.ai_gateway.GatewayModel).parameters
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -409,12 +409,13 @@ async def test_every_part_of_a_message_crosses_both_ways(execute: Execute, stand
         ),
     ]
     answer = await execute(agents.SendWorkflow, ModelRequest(messages=sent))
-    assert [type(part) for part in answer.parts] == [ai.ReasoningPart, ai.TextPart, ai.FilePart]
+    assert [type(part) for part in answer.parts] == [ai.ReasoningPart, ai.FilePart, ai.TextPart]
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 4)
     [user, assistant, tool] = standin.calls[0].prompt
     assert user["content"][1]["data"] == "data:image/png;base64,iVBORwD/"
     assert user["content"][2]["data"].endswith("aGVsbG8=")
-    assert assistant["content"][0] == {"type": "reasoning", "text": "thought"}
+    signed = {"anthropic": {"signature": "signed"}}
+    assert assistant["content"][0] == {"type": "reasoning", "text": "thought", "providerOptions": signed}
     assert tool["content"][0]["output"] == {"type": "error-text", "value": "bad"}
 
 
@@ -519,14 +520,9 @@ class OddModel(ai.LanguageModel):
 async def test_the_failures_of_any_model_are_sorted(client: Client) -> None:
     asked: list[str] = []
     queue = uuid.uuid4().hex
-    activities = [ModelActivities(functools.partial(OddModel, asked)).llm_stream_activity]
-    worker = Worker(
-        client,
-        task_queue=queue,
-        workflows=[agents.ImpatientWorkflow],
-        activities=activities,
-        workflow_runner=WORKFLOW_RUNNER,
-    )
+    config = client.config()
+    config["plugins"] = [DurableAgents(functools.partial(OddModel, asked))]
+    worker = Worker(Client(**config), task_queue=queue, workflows=[agents.ImpatientWorkflow])
     async with worker:
         handle = await client.start_workflow(
             agents.ImpatientWorkflow.run, "go", id=f"test-{queue[:8]}", task_queue=queue
@@ -574,7 +570,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs continue as new after a turn or two."""
-    monkeypatch.setattr("durable.HISTORY_LIMIT", 10)
+    monkeypatch.setattr("options.continuing.HISTORY_LIMIT", 10)
 
 
 @pytest.mark.usefixtures("soon")
@@ -658,9 +654,7 @@ async def test_a_run_that_continued_as_new_replays(client: Client, queue: str, s
     request = agents.LongRequest(query="go")
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     await handle.result()
-    replayer = Replayer(
-        workflows=[agents.LongWorkflow], workflow_runner=WORKFLOW_RUNNER, data_converter=client.data_converter
-    )
+    replayer = Replayer(workflows=[agents.LongWorkflow], plugins=[DurableAgents()])
     first = client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id)
     for part in (first, client.get_workflow_handle(handle.id)):
         history = await part.fetch_history()

@@ -20,9 +20,10 @@ from starlette.responses import HTMLResponse, StreamingResponse
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from temporalio.worker import Replayer
 
-from activities import CheckedGatewayModel
-from durable import MODEL_OPTIONS, TOOL_OPTIONS, WORKFLOW_RUNNER
-from offline import Part, finish, gateway_error
+from app.demo import Part, finish, gateway_error
+from durable import MODEL_OPTIONS, TOOL_OPTIONS
+from options.gateway import GatewayModel
+from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
 type Execute = Callable[..., Awaitable[Any]]
@@ -62,19 +63,21 @@ async def test_a_passing_fault_is_ridden_out(client: Client, queue: str, standin
     assert len(standin.calls) == 2
 
 
-async def test_a_line_that_is_no_json_does_not_stop_the_stream(client: Client, queue: str, standin: StandIn) -> None:
+async def test_a_line_that_is_no_json_may_have_been_text_and_is_asked_for_again(
+    client: Client, queue: str, standin: StandIn
+) -> None:
     async def lines() -> AsyncIterator[str]:
         for part in text_parts("the whole message"):
             yield f"data: {jsonlib.dumps(part)}\n\n"
         yield 'data: {"type": "error"\n\n'
         yield f"data: {jsonlib.dumps(finish('stop'))}\n\n"
 
-    standin.play(lambda call: StreamingResponse(lines(), media_type="text/event-stream"))
+    standin.play(lambda call: StreamingResponse(lines(), media_type="text/event-stream"), text("the whole message"))
     answer = await client.execute_workflow(
         agents.ImpatientWorkflow.run, "Weather?", id=uuid.uuid4().hex, task_queue=queue
     )
     assert answer == "the whole message"
-    assert len(standin.calls) == 1
+    assert len(standin.calls) == 2
 
 
 async def test_a_gateway_that_is_gone_for_a_while_is_waited_for(
@@ -108,18 +111,18 @@ def test_a_failed_attempt_is_told_with_its_reason_and_the_time_of_the_next(run_m
 
 
 async def test_without_these_checks_the_sdk_takes_half_a_message_for_an_answer(standin: StandIn) -> None:
-    """Should this fail, the SDK has learned to tell, and `CheckedGatewayModel` can go."""
+    """Should this fail, the SDK has learned to tell, and `GatewayModel` can go."""
     standin.play(PASSING["error part"])
     plain = ai.ai_gateway.GatewayModel("m", base_url=standin.environment["AI_GATEWAY_BASE_URL"])
     assert (await plain.buffer(ai.make_messages(user="?"))).text == "half a mess"
     standin.play(PASSING["error part"])
     with pytest.raises(ai.ai_gateway.errors.GatewayError, match="Overloaded"):
-        await CheckedGatewayModel("m").buffer(ai.make_messages(user="?"))
+        await GatewayModel("m").buffer(ai.make_messages(user="?"))
 
 
 async def test_a_model_that_is_used_again_does_not_take_an_earlier_end_for_its_own(standin: StandIn) -> None:
     standin.play(text("whole"), PASSING["no finish part"])
-    model = CheckedGatewayModel("m")
+    model = GatewayModel("m")
     assert (await model.buffer(ai.make_messages(user="?"))).text == "whole"
     with pytest.raises(ai.ai_gateway.errors.GatewayError, match="ended before its finish part"):
         await model.buffer(ai.make_messages(user="?"))
@@ -210,9 +213,7 @@ HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_run_of_a_released_version_still_replays(client: Client, path: Path) -> None:
     history = WorkflowHistory.from_json(path.stem, path.read_text())  # noqa: ASYNC240  # nobody waits
-    replayer = Replayer(
-        workflows=[AgentWorkflow], workflow_runner=WORKFLOW_RUNNER, data_converter=client.data_converter
-    )
+    replayer = Replayer(workflows=[AgentWorkflow], plugins=[DurableAgents()])
     await replayer.replay_workflow(history)
 
 

@@ -5,7 +5,6 @@ That workers in processes of their own share the work is in test_crashes.py.
 
 import asyncio
 import base64
-import dataclasses
 import json
 import os
 import re
@@ -23,24 +22,24 @@ from typing import Any
 import agents
 import grpc
 import pytest
-from conftest import ROOT, RunMain, StartMain, StartServer, make_worker
+from conftest import ROOT, Forgetful, RunMain, StartMain, StartServer, copy_sample, make_worker
 from converter import Encryption, Folder
 from standin import Reply, StandIn, hang, held, status, text, text_parts
 from standin import tools as calls
 from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, ExternalStorage
 from temporalio.service import RPCError
 from temporalio.worker import Replayer, WorkerDeploymentConfig
 from tls_proxy import Certificates, Proxy
 
-import main
-import offline
-from activities import APPROVAL, QUERY, QUESTION_MEMO, TRANSCRIPT, Approval, Transcript, open_questions
-from durable import WORKFLOW_RUNNER
-from offline import Part
+from app import command_line, demo, devserver
+from app.demo import Part
+from bridge.transcript import REQUEST_QUERY, TRANSCRIPT_QUERY, Transcript
+from options.approvals import APPROVAL, QUESTION_MEMO, Approval, open_questions
+from options.gateway import GatewayModel
+from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
 KEY = "the-api-key-of-the-tests"
@@ -55,7 +54,7 @@ type StartProxy = Callable[..., Proxy]
 
 
 def temporal_command(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [str(offline.find_temporal()), *arguments]
+    command = [str(devserver.find_temporal()), *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=BOUND, check=False)
 
 
@@ -150,7 +149,7 @@ def test_a_key_without_an_address_is_not_taken_to_the_dev_server(
     result = run_main("Weather?", env=secured)
     assert (result.returncode, result.stdout) == (1, "")
     line = "Error: an API key or TLS is configured for Temporal, but no address: set TEMPORAL_ADDRESS"
-    assert result.stderr.splitlines() == [offline.NOTICE, line]
+    assert result.stderr.splitlines() == [demo.NOTICE, line]
 
 
 def assert_refused(run_main: RunMain, env: dict[str, str], line: str) -> None:
@@ -158,7 +157,7 @@ def assert_refused(run_main: RunMain, env: dict[str, str], line: str) -> None:
     result = run_main("Weather in Tokyo?", env=env)
     assert time.monotonic() - since < BOUND
     assert (result.returncode, result.stdout) == (1, "")
-    expected = [offline.NOTICE, f"Error: cannot use the Temporal server at {env['TEMPORAL_ADDRESS']}: {line}"]
+    expected = [demo.NOTICE, f"Error: cannot use the Temporal server at {env['TEMPORAL_ADDRESS']}: {line}"]
     assert result.stderr.splitlines() == expected
 
 
@@ -211,8 +210,8 @@ def test_a_broken_profile_is_told_in_one_line_that_shows_nothing_of_it(run_main:
 
 # ── Encryption ───────────────────────────────────────────────────────────────────────────────────────────
 
-ENCRYPTED = dataclasses.replace(
-    pydantic_data_converter,
+PLAIN = DataConverter()
+ENCRYPTED = DataConverter(
     payload_codec=Encryption(os.urandom(32)),
     failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
 )
@@ -233,8 +232,8 @@ CARRIERS = {
 
 # What can still be read, beside ids, task queues and the names of workers.
 READABLE = [
-    *("AgentWorkflow", "llm_stream_activity", "tool_call_activity", QUERY, TRANSCRIPT, APPROVAL, QUESTION_MEMO),
-    "ValueError",
+    *("AgentWorkflow", "llm_stream_activity", "tool_call_activity", "ValueError"),
+    *(REQUEST_QUERY, TRANSCRIPT_QUERY, APPROVAL, QUESTION_MEMO),
 ]
 
 
@@ -246,14 +245,16 @@ def in_two_parts(first: list[Part], release: threading.Event, rest: list[Part]) 
         for part in rest:
             yield part
 
-    return lambda call: offline.stream(generate())
+    return lambda call: demo.stream(generate())
 
 
-@pytest.mark.parametrize("data_converter", [pydantic_data_converter, ENCRYPTED], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("data_converter", [PLAIN, ENCRYPTED], ids=["plain", "encrypted"])
 async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or_in_its_history(
     environment: dict[str, str], standin: StandIn, monkeypatch: pytest.MonkeyPatch, data_converter: DataConverter
 ) -> None:
-    monkeypatch.setattr("activities.open_requests", {})  # so that model activities fetch the transcript by query
+    monkeypatch.setattr(
+        "bridge.transcript._cached", Forgetful()
+    )  # so that model activities fetch the transcript by query
     release = threading.Event()
     thought: list[Part] = [
         {"type": "reasoning-start", "id": "r"},
@@ -267,12 +268,14 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
             ("2", "get_weather", {"city": "Atlantis"}),
             ("3", "get_weather", {"city": "Tokyo"}),
         ),
-        in_two_parts([*thought, start, half], release, [rest, end, offline.finish("stop", 10, 5)]),
+        in_two_parts([*thought, start, half], release, [rest, end, demo.finish("stop", 10, 5)]),
     )
     name = uuid.uuid4().hex
     request = AgentRequest(query="Where is it foggy?", model="test/model", approve=True)
     with Proxy(environment["TEMPORAL_ADDRESS"]).serving() as proxy:
-        client = await Client.connect(proxy.address, data_converter=data_converter)
+        client = await Client.connect(
+            proxy.address, data_converter=data_converter, plugins=[DurableAgents(GatewayModel)]
+        )
         async with (
             make_worker(client, name, max_heartbeat_throttle_interval=timedelta(milliseconds=50)),
             asyncio.timeout(BOUND),
@@ -290,7 +293,7 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
                 for activity in (await handle.describe()).raw_description.pending_activities
             ):
                 pass
-            transcript = await handle.query(TRANSCRIPT, result_type=Transcript)
+            transcript = await handle.query(TRANSCRIPT_QUERY, result_type=Transcript)
             await handle.query("__temporal_workflow_metadata")  # what the Web UI shows of a run
             release.set()
             answer = (await handle.result()).text
@@ -302,7 +305,7 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
     results = [str(result["output"]["value"]) for result in standin.calls[1].tool_results]
     expected = ["2138551", "there is no city called 'Atlantis'", "that is nobody's business"]
     assert all(words in result for words, result in zip(expected, results, strict=True))
-    replayer = Replayer(workflows=[AgentWorkflow], workflow_runner=WORKFLOW_RUNNER, data_converter=data_converter)
+    replayer = Replayer(workflows=[AgentWorkflow], data_converter=data_converter, plugins=[DurableAgents()])
     await replayer.replay_workflow(history)
 
     # All that the server has of the run came over this wire, and so did the history when it was fetched.
@@ -315,26 +318,26 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
         assert readable == set(SECRETS)
         assert carriers >= CARRIERS
     everything = b"".join(proxy.wire.values())
-    assert all(word.encode() in everything for word in [*READABLE, name, f"run-{name}"])
+    assert [word for word in [*READABLE, name, f"run-{name}"] if word.encode() not in everything] == []
 
 
-CONNECT = "            client = await Client.connect(**config, data_converter={})\n"
+CONNECT = "            client = await Client.connect(**config, plugins=[plugin]{})\n"
 CHANGES = {
-    "from temporalio.contrib.pydantic import pydantic_data_converter\n": "from converter import data_converter\n",
-    CONNECT.format("pydantic_data_converter"): CONNECT.format("data_converter()"),
+    "from app import devserver\n": "from app import devserver\nfrom converter import data_converter\n",
+    CONNECT.format(""): CONNECT.format(", data_converter=data_converter()"),
 }
 
 
 @pytest.fixture
 def changed_sample(tmp_path: Path) -> Path:
     """A copy of the sample with the two changes of the README, and an empty folder for payloads."""
-    for file in (*ROOT.glob("*.py"), ROOT / "tests" / "converter.py"):
-        shutil.copy(file, tmp_path)
-    source = (tmp_path / "main.py").read_text()
+    copy_sample(tmp_path)
+    shutil.copy(ROOT / "tests" / "converter.py", tmp_path)
+    source = (tmp_path / "app" / "server.py").read_text()
     for old, new in CHANGES.items():
         assert source.count(old) == 1
         source = source.replace(old, new)
-    (tmp_path / "main.py").write_text(source)
+    (tmp_path / "app" / "server.py").write_text(source)
     (tmp_path / "payloads").mkdir()
     return tmp_path
 
@@ -392,7 +395,7 @@ def stored(folder: Path) -> list[bytes]:
 def fetched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How model activities get the transcript."""
     if request.param == "by query":
-        monkeypatch.setattr("activities.open_requests", {})
+        monkeypatch.setattr("bridge.transcript._cached", Forgetful())
 
 
 @pytest.fixture
@@ -400,7 +403,7 @@ def storing(client: Client, tmp_path: Path) -> Client:
     """A client with external storage in a folder."""
     storage = ExternalStorage(drivers=[Folder(tmp_path)])
     config = client.config()
-    config["data_converter"] = dataclasses.replace(pydantic_data_converter, external_storage=storage)
+    config["data_converter"] = DataConverter(external_storage=storage)
     return Client(**config)
 
 
@@ -420,7 +423,7 @@ async def test_a_large_result_is_one_file_and_leaves_the_history_small(
     # And no file for each page of each query, which nobody needs once the model has answered.
     assert [len(data) // 1000 for data in stored(tmp_path)] == [size // 1000]
     replayer = Replayer(
-        workflows=[agents.AnswerWorkflow], workflow_runner=WORKFLOW_RUNNER, data_converter=storing.data_converter
+        workflows=[agents.AnswerWorkflow], data_converter=storing.data_converter, plugins=[DurableAgents()]
     )
     await replayer.replay_workflow(history)
 
@@ -482,7 +485,7 @@ def test_a_run_stays_with_the_build_that_it_began_with_and_new_runs_go_to_the_cu
         done_in_time(lambda: temporal_command(env, *MAKE_CURRENT, "--build-id", build))
 
     def start(run: str) -> None:
-        of_type = ["--type", "AgentWorkflow", "--task-queue", main.TASK_QUEUE]
+        of_type = ["--type", "AgentWorkflow", "--task-queue", command_line.TASK_QUEUE]
         temporal("workflow", "start", *of_type, "--workflow-id", run, "--input", '{"query": "?", "model": "m"}')
 
     def answer_of(run: str) -> Any:

@@ -19,9 +19,8 @@ from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
 
-import main
-import offline
-from offline import NOTICE
+from app import command_line, devserver
+from app.demo import NOTICE
 from workflow import AgentRequest, AgentWorkflow
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
@@ -95,17 +94,15 @@ def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> N
     plain = re.sub(r"\d+\.\d s", "N s", result.stderr)
     assert plain.splitlines() == [
         f"Run {name}",
-        plain.splitlines()[1],
         "  > m, call 1",
-        "  < m, call 1 done in N s: 326 tokens in, 20 out",
+        "  < m, call 1 done in N s: 221 tokens in, 20 out",
         '  > get_weather(city="Tokyo")',
         '  < get_weather(city="Tokyo") done in N s: {"city":"Tokyo","country":"Japan","temperature":"18.4 °C",'
         '"conditions":"partly cloudy","wind":"12.1 km/h"}',
         "  > m, call 2",
-        "  < m, call 2 done in N s: 427 tokens in, 11 out",
-        "2 model calls, 1 tool call, 753 tokens in, 31 out, N s",
+        "  < m, call 2 done in N s: 322 tokens in, 11 out",
+        "2 model calls, 1 tool call, 543 tokens in, 31 out, N s",
     ]
-    assert plain.splitlines()[1].endswith(f"/namespaces/default/workflows/{name}")
 
 
 def test_an_answer_that_was_cut_is_reported_as_such(run_main: RunMain, standin: StandIn) -> None:
@@ -175,7 +172,7 @@ async def test_a_run_that_timed_out_is_told(run_main: RunMain, client: Client) -
     request = AgentRequest(query="Weather?", model="m")
     timeout = timedelta(seconds=1)
     await client.start_workflow(
-        AgentWorkflow.run, request, id=name, task_queue=main.TASK_QUEUE, execution_timeout=timeout
+        AgentWorkflow.run, request, id=name, task_queue=command_line.TASK_QUEUE, execution_timeout=timeout
     )
     result = await asyncio.to_thread(run_main, "--no-worker", "--id", name)
     assert (result.returncode, result.stdout) == (1, "")
@@ -323,7 +320,7 @@ def test_the_dev_server_comes_and_goes_with_the_run_and_keeps_its_runs(folder: P
     assert (first.returncode, out) == (0, TOKYO)
     assert "http://localhost:8233/namespaces/default/workflows/one" in err
     assert (folder / ".temporal" / "temporal.db").exists()
-    assert not offline.answers(offline.PORT)
+    assert not devserver.answers(devserver.PORT)
     again = start_main("--id", "one", folder=folder)
     assert again.communicate(timeout=60)[0] == TOKYO
 
@@ -346,7 +343,7 @@ def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
 
 
 def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path, start_main: StartMain) -> None:
-    with socket.create_server(("127.0.0.1", offline.PORT)):
+    with socket.create_server(("127.0.0.1", devserver.PORT)):
         process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -355,7 +352,7 @@ def test_another_program_on_the_port_is_told_from_a_temporal_server(folder: Path
 
 
 def test_a_taken_web_ui_port_is_told(folder: Path, start_main: StartMain) -> None:
-    with socket.create_server(("127.0.0.1", offline.UI_PORT)):
+    with socket.create_server(("127.0.0.1", devserver.UI_PORT)):
         process = start_main("Weather?", folder=folder)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1

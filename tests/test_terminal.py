@@ -25,10 +25,9 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle
 
-import main
-import offline
-from activities import TRANSCRIPT, Transcript
-from offline import Part, finish
+from app import command_line, demo, devserver
+from app.demo import Part, finish
+from bridge.transcript import TRANSCRIPT_QUERY, Transcript
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
 PLACE = json_reply({"results": [{"name": "Tokyo", "latitude": 35.6895, "longitude": 139.6917}]})
@@ -78,7 +77,7 @@ async def test_text_is_seen_at_once_by_every_client_also_by_one_that_joins_in_th
         for part in END:
             yield part
 
-    standin.play(lambda call: offline.stream(write()), text(" ".join(words)))
+    standin.play(lambda call: demo.stream(write()), text(" ".join(words)))
     name = uuid.uuid4().hex
     start_main("--worker", env=standin.environment)
     first = open_terminal("--no-worker", "Weather?", "--id", name, piped=True)
@@ -214,13 +213,13 @@ def test_calls_are_seen_while_they_go_on_and_then_what_came_of_them(
     assert len(spinners) > 3
     lines = [re.sub(r"\d+\.\d s|next one .*", "…", line) for line in terminal.scrolled if line]
     forecast = '{"city":"Tokyo","country":"","temperature":"18.4 °C","conditions":"partly cloudy","wind":"12.1 km/h"}'
-    assert lines[2] == "  ✓ m, call 1 done in …: 10 tokens in, 5 out"
-    assert sorted(lines[3:6]) == [
+    assert lines[1] == "  ✓ m, call 1 done in …: 10 tokens in, 5 out"
+    assert sorted(lines[2:5]) == [
         "  ! get_weather(city=\"Paris\"): attempt 1 failed: asking about 'Paris' failed with HTTP status 503; …",
         f'  ✓ get_weather(city="Paris") done in …, attempt 2: {forecast}',
         "  ✗ get_weather(city=\"Atlantis\") FAILED after …: there is no city called 'Atlantis'",
     ]
-    assert lines[6:] == [
+    assert lines[5:] == [
         f'  ✓ get_weather(city="Tokyo") done in …: {forecast}',
         "  ✓ m, call 2 done in …: 10 tokens in, 5 out",
         "Nice, everywhere",
@@ -232,7 +231,7 @@ async def test_without_a_terminal_or_colours_there_are_plain_lines(
     client: Client, start_main: StartMain, open_terminal: OpenTerminal, standin: StandIn
 ) -> None:
     arguments = ("--no-worker", "Weather in Tokyo?", "--model", "m")
-    async with make_worker(client, main.TASK_QUEUE):
+    async with make_worker(client, command_line.TASK_QUEUE):
         piped = start_main(*arguments)
         terminals = [open_terminal(*arguments, env={"NO_COLOR": "1"}), open_terminal(*arguments, env={"TERM": "dumb"})]
         (out, err), *_ = await asyncio.gather(
@@ -331,7 +330,7 @@ async def test_the_transcript_is_the_conversation_of_a_run_live_or_over(
     standin.play(calls(("a", "get_weather", {"city": "Tokyo"})), held(release, text("the answer")))
     handle = await start_agent("Weather in Tokyo?")
     await asyncio.to_thread(standin.wait_for, calls=2)
-    live = await handle.query(TRANSCRIPT, result_type=Transcript)
+    live = await handle.query(TRANSCRIPT_QUERY, result_type=Transcript)
     assert [message.role for message in live.messages] == ["system", "user", "assistant"]
     [call] = live.messages[-1].tool_calls
     assert (call.tool_args, call.status) == ('{"city": "Tokyo"}', "result")
@@ -341,7 +340,7 @@ async def test_the_transcript_is_the_conversation_of_a_run_live_or_over(
     await handle.result()
 
     query = ["workflow", "query", "--type", "transcript", "--workflow-id", handle.id, "--output", "json"]
-    command = [str(offline.find_temporal()), *query, "--address", environment["TEMPORAL_ADDRESS"]]
+    command = [str(devserver.find_temporal()), *query, "--address", environment["TEMPORAL_ADDRESS"]]
     result = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=20, check=True)
     [over] = json.loads(result.stdout)["queryResult"]
     said = [[part.get("text") for part in message["parts"]] for message in over["messages"]]
@@ -351,11 +350,11 @@ async def test_the_transcript_is_the_conversation_of_a_run_live_or_over(
 
 async def test_of_a_transcript_that_is_too_long_its_end_is_given(start_agent: StartAgent, standin: StandIn) -> None:
     weather = ("a", "get_weather", {"city": "Tokyo"})
-    long = parts(*text_parts("天" * 500_000), *offline.tool_call(*weather), finish("tool-calls"))
+    long = parts(*text_parts("天" * 500_000), *demo.tool_call(*weather), finish("tool-calls"))
     standin.play(long, long, text("the answer"))
     handle = await start_agent("Weather in Tokyo?")
     await handle.result()
-    transcript = await handle.query(TRANSCRIPT, result_type=Transcript)
+    transcript = await handle.query(TRANSCRIPT_QUERY, result_type=Transcript)
     assert transcript.messages[-1].text == "the answer"
     assert transcript.omitted + len(transcript.messages) == 5
     assert transcript.omitted > 0

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-import offline
 import tools
+from app import demo
 from tools import get_population, get_weather
 
 AnyTool = ai.Tool[..., Any]
@@ -53,7 +53,7 @@ async def answer(request: Request) -> Response:
 
 @pytest.fixture(scope="module")
 def urls() -> Iterator[tuple[str, str]]:
-    with offline.serve() as good, offline.serve([Route("/{name}", answer)]) as faulty:
+    with demo.serve() as good, demo.serve([Route("/{name}", answer)]) as faulty:
         yield good, faulty
 
 
@@ -71,7 +71,7 @@ def fault(urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Fault:
     [("Tokyo", "partly cloudy"), ("São Paulo", "rain showers"), ("Vostok Station", "snow grains")],
 )
 async def test_weather_is_what_the_service_says(city: str, conditions: str) -> None:
-    country, *_, temperature, _, wind = offline.CITIES[city]
+    country, *_, temperature, _, wind = demo.CITIES[city]
     assert await get_weather(city=city) == {
         "city": city,
         "country": country,
@@ -83,7 +83,7 @@ async def test_weather_is_what_the_service_says(city: str, conditions: str) -> N
 
 @pytest.mark.parametrize("city", ["Tokyo", "São Paulo"])
 async def test_population_is_what_the_service_says(city: str) -> None:
-    country, _, _, _, population, *_ = offline.CITIES[city]
+    country, _, _, _, population, *_ = demo.CITIES[city]
     assert await get_population(city=city) == {"city": city, "country": country, "population": population}
 
 
@@ -98,15 +98,15 @@ async def test_the_service_is_asked_for_exactly_what_is_needed(monkeypatch: pyte
 
     async def search(request: Request) -> Response:
         asked.extend(request.query_params.multi_items())
-        return await offline.geocoding(request)
+        return await demo.geocoding(request)
 
     async def forecast(request: Request) -> Response:
         asked.extend(request.query_params.multi_items())
-        return await offline.forecast(request)
+        return await demo.forecast(request)
 
     find = [("name", "Tokyo"), ("count", "1")]
     current = ("current", "temperature_2m,weather_code,wind_speed_10m")
-    with offline.serve([Route("/search", search), Route("/forecast", forecast)]) as url:
+    with demo.serve([Route("/search", search), Route("/forecast", forecast)]) as url:
         monkeypatch.setenv(GEOCODING, f"{url}/search")
         monkeypatch.setenv(FORECAST, f"{url}/forecast")
         await get_population(city="Tokyo")
@@ -120,7 +120,7 @@ async def test_odd_city_names_arrive_intact(monkeypatch: pytest.MonkeyPatch) -> 
         place = {"name": request.query_params["name"], "latitude": 1, "longitude": 2, "population": 3}
         return JSONResponse({"results": [place]})
 
-    with offline.serve([Route("/", search)]) as url:
+    with demo.serve([Route("/", search)]) as url:
         monkeypatch.setenv(GEOCODING, url)
         for city in ["São Paulo", "東京", "a&b=c ", "100%25 + #1/?"]:
             assert await get_population(city=city) == {"city": city, "country": "", "population": 3}
@@ -147,8 +147,9 @@ async def test_a_population_that_is_not_recorded_is_no_number() -> None:
 @both_services
 async def test_a_refused_request_gives_the_reason(fault: Fault, tool: AnyTool, service: str) -> None:
     fault(service, "bad-request")
-    with pytest.raises(ValueError, match=r"'Tokyo'.*400: Value out of range\."):
+    with pytest.raises(tools.OpenMeteoError, match=r"'Tokyo'.*400: Value out of range\.") as error:
         await tool(city="Tokyo")
+    assert error.value.status_code == 400
 
 
 @both_services
@@ -174,7 +175,7 @@ async def test_a_failure_that_may_pass_is_not_blamed_on_the_city(
 async def test_a_service_that_cannot_be_reached_is_reported(
     tool: AnyTool, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with offline.serve() as closed:
+    with demo.serve() as closed:
         pass
     monkeypatch.setenv(service, closed)
     with pytest.raises(tools.OpenMeteoError, match="cannot ask about 'Tokyo'"):
@@ -191,7 +192,7 @@ async def test_a_service_that_does_not_answer_is_given_up(
         over.wait(5)
         return Response()
 
-    with offline.serve([Route("/", silent)]) as url:
+    with demo.serve([Route("/", silent)]) as url:
         monkeypatch.setenv(service, url)
         monkeypatch.setattr(tools, "TIMEOUT", httpx.Timeout(5, read=0.2))
         try:

@@ -11,6 +11,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
 from durable import temporal_tool
+from options.approvals import ask_a_person
 
 
 class Leg(pydantic.BaseModel):
@@ -99,6 +100,17 @@ async def misread() -> object:
     return {"a": 1}["population"]
 
 
+ERRORS: dict[str, BaseException] = {}
+"""The errors that `go_wrong` raises, by kind."""
+
+
+@ai.tool
+async def go_wrong(kind: str) -> None:
+    """Raise an error of a kind."""
+    ATTEMPTS.append(kind)
+    raise ERRORS[kind]
+
+
 async def any_arguments(first: int = 0, **rest: Any) -> dict[str, object]:
     return {"first": first, **rest}
 
@@ -116,7 +128,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(big_result, heartbeat_timeout=None),
     temporal_tool(not_json),
     temporal_tool(noise),
-    temporal_tool(open_door, approval=True),
+    temporal_tool(open_door, before=ask_a_person),
     temporal_tool(
         wait_for_ever,
         start_to_close_timeout=timedelta(seconds=1),
@@ -126,6 +138,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(refuse_together, retry_policy=QUICKLY),
     temporal_tool(misread),
     temporal_tool(OPEN_TOOL),
+    temporal_tool(go_wrong, retry_policy=QUICKLY),
 ]
 
 

@@ -1,0 +1,120 @@
+"""The command line's words: what may be asked for, and what is wrong usage. Imports nothing that takes long to load."""
+
+import argparse
+import importlib
+import os
+import sys
+import unicodedata
+from types import ModuleType
+
+DEFAULT_MODEL = "anthropic/claude-sonnet-4.6"
+TASK_QUEUE = "durable-agent"
+OFFLINE_TASK_QUEUE = "durable-agent-offline"
+"""Of its own, so that no demo worker ever answers for a real model, nor the other way round."""
+
+
+class Options(argparse.Namespace):
+    """The wishes of the command line and the environment."""
+
+    query: str | None
+    id: str | None
+    model: str
+    offline: bool
+    worker: bool
+    no_worker: bool
+    approve: bool
+    yes: str | None
+    no: str | None
+    reason: str | None
+    debug: bool
+    task_queue: str
+
+    @property
+    def answers(self) -> bool:
+        """Whether this process only answers a question of a run."""
+        return bool(self.yes or self.no)
+
+    @property
+    def makes_calls(self) -> bool:
+        """Whether this process runs a worker that makes model and tool calls."""
+        return not (self.no_worker or self.answers)
+
+
+def parse(arguments: list[str]) -> Options:
+    """Read the command line. Exits with status 2 and one line on standard error if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Ask a durable agent about the weather and population of cities."
+    )
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="the question; - reads it from standard input")
+    parser.add_argument("--id", help="name of the run; joins the run of that name if there is one")
+    parser.add_argument("--model", help=f"model to ask (default: $AI_MODEL or {DEFAULT_MODEL})")
+    parser.add_argument("--offline", action="store_true", help="use the demo model and sample data")
+    parser.add_argument("--approve", action="store_true", help="ask for your approval before each tool call")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
+    mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
+    answer = parser.add_mutually_exclusive_group()
+    answer.add_argument("--yes", metavar="CALL", help="approve a tool call of the run --id")
+    answer.add_argument("--no", metavar="CALL", help="refuse a tool call of the run --id")
+    parser.add_argument("--reason", help="why not, for the model to read; with --no")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (or DURABLE_DEBUG=1)")
+    options = parser.parse_args(arguments, namespace=Options())
+
+    if options.worker and (options.query or options.id or options.model):
+        parser.error("--worker only serves: it takes no query, --id or --model")
+    if options.answers and (options.id is None or options.query is not None):
+        parser.error("--yes and --no answer a question of a run: they take its --id and no query")
+    if options.reason is not None and options.no is None:
+        parser.error("--reason says why not: it belongs to --no")
+    if options.approve and (options.worker or (options.id is not None and options.query is None)):
+        parser.error("--approve is for starting a run: it takes a query")
+    if options.query == "-":
+        options.query = _standard_input()
+    for name in ("query", "id", "model", "yes", "no", "reason"):
+        if (value := getattr(options, name)) is not None:
+            setattr(options, name, _text(parser, "the query" if name == "query" else f"--{name}", value))
+    if options.id is not None and (size := len(options.id.encode())) > 1000:
+        parser.error(f"--id has {size:,} bytes, over the limit of 1,000")  # the server's
+
+    options.debug = options.debug or os.environ.get("DURABLE_DEBUG", "0") not in ("", "0")
+    options.offline = options.offline or not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
+    options.task_queue = OFFLINE_TASK_QUEUE if options.offline else TASK_QUEUE
+    default = "offline/demo" if options.offline else DEFAULT_MODEL
+    options.model = options.model or os.environ.get("AI_MODEL", "").strip() or default
+    return options
+
+
+def _standard_input() -> str:
+    read = sys.stdin.buffer.read() if sys.stdin else b""  # none if it was closed by whoever started this
+    return read.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").strip()  # without a BOM
+
+
+def _text(parser: argparse.ArgumentParser, name: str, value: str) -> str:
+    """The value with lines that end in LF, if it is text; anything else is wrong usage."""
+    value = value.replace("\r\n", "\n")
+    if not value.strip():
+        parser.error(f"{name} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        parser.error(f"{name} is not valid UTF-8")
+    if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in value):
+        parser.error(f"{name} contains control characters")
+    return value
+
+
+# ── Start-up time ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LoadedWhenUsed(ModuleType):
+    """Stands in `sys.modules` for a module that takes long to load, until something of it is used."""
+
+    def __getattr__(self, name: str) -> object:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def load_providers_when_used() -> None:
+    """Keep the SDK from loading the libraries of all its providers, which takes two seconds. Call it before its import;
+    this agent asks the gateway."""
+    for name in ("vercel_ai_sdk.anthropic", "vercel_ai_sdk.openai"):
+        sys.modules[name] = LoadedWhenUsed(name)

@@ -1,0 +1,134 @@
+"""Runs by their names: look one up, answer its question, say why it failed."""
+
+import shlex
+import uuid
+
+from temporalio import exceptions
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
+from temporalio.client import WorkflowUpdateFailedError as UpdateFailed
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateLost
+from temporalio.service import RPCError, RPCStatusCode
+
+from app.command_line import OFFLINE_TASK_QUEUE, Options
+from app.output import COMMAND, UserError, one_line, say
+from app.server import patiently
+from options.approvals import APPROVAL, Approval
+from workflow import AgentAnswer, AgentWorkflow
+
+type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
+
+# What a person can do about it, by the type or the status of the failure that ended the run.
+ADVICE = {
+    "HTTP 400": "The model or the gateway does not take such a request; another --model may.",
+    "HTTP 401": "Set AI_GATEWAY_API_KEY to a valid key and start a new run.",
+    "HTTP 402": "Add credit for AI_GATEWAY_API_KEY and start a new run.",
+    "HTTP 403": "See what AI_GATEWAY_API_KEY is allowed to do, or name another --model.",
+    "HTTP 404": "Name another model with --model or AI_MODEL.",
+    "ModelCallLimit": "The history shows what it kept asking for.",
+    "PayloadTooLarge": "Ask for less at once.",
+}
+
+
+async def find(client: Client, run_id: str) -> tuple[Handle, WorkflowExecutionDescription]:
+    """Look a run up. UserError: there is none, or it is no agent's."""
+    handle = client.get_workflow_handle_for(AgentWorkflow.run, run_id)
+    try:
+        description = await handle.describe()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        raise UserError(f"there is no run called {run_id!r}; add a query to start one") from error
+    if description.workflow_type != "AgentWorkflow":
+        raise UserError(f"{run_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
+    return handle, description
+
+
+async def join(client: Client, run_id: str, task_queue: str) -> tuple[Handle, bool]:
+    """Look a run up, and whether it is under way. UserError: there is none, or it is not ours to work on."""
+    handle, description = await find(client, run_id)
+    running = description.status == WorkflowExecutionStatus.RUNNING
+    if running and description.task_queue != task_queue:
+        started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
+        raise UserError(f"run {run_id!r} was started {started}: join it the same way")
+    return handle, running
+
+
+async def has_worker(client: Client, task_queue: str) -> bool:
+    """Whether a worker has asked this task queue for work in the last minutes."""
+    request = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=task_queue))
+    return bool((await client.workflow_service.describe_task_queue(request)).pollers)
+
+
+async def result_of(handle: Handle) -> AgentAnswer:
+    """The answer of a run, when it is there.
+
+    Raises:
+        WorkflowFailureError: The run failed.
+        UserError: The answer cannot be read, or the server is gone for good.
+    """
+    try:
+        return await patiently(handle.result)
+    except (WorkflowFailureError, RPCError, UserError):
+        raise
+    except Exception as error:  # whatever a data converter raises
+        raise unreadable(error) from error
+
+
+def unreadable(error: Exception) -> UserError:
+    """What a data converter raises, for a payload that it does not know."""
+    return UserError(f"the run cannot be read here ({one_line(error)}): is it encrypted, or stored elsewhere?")
+
+
+async def answer_question(client: Client, options: Options) -> None:
+    """Approve or refuse a tool call that waits for it. UserError: there is no such run, or no such call waits in it."""
+    handle, _ = await find(client, options.id or "")
+    approved, call = options.yes is not None, options.yes or options.no or ""
+    question = await send(handle, Approval(call=call, approved=approved, reason=options.reason or ""))
+    say(f"{'Approved' if approved else 'Refused'}: {question}")
+    say(f"Follow the run with: {COMMAND} --id {shlex.quote(handle.id)}")
+
+
+async def send(handle: Handle, answer: Approval) -> str:
+    """Answer a question of a run, and return it. UserError: it is not open, or the server is gone for good."""
+    update_id = uuid.uuid4().hex  # one for all attempts, or the second would be told that the first has answered
+
+    async def update() -> str:
+        try:
+            question: str = await handle.execute_update(APPROVAL, answer, id=update_id, result_type=str)
+            return question
+        except UpdateLost as error:  # hides what it was: a Ctrl-C, or a lost server
+            raise error.__cause__ or error from None
+
+    try:
+        return await patiently(update)
+    except UpdateFailed as error:
+        raise UserError(one_line(error.cause)) from error
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        raise UserError(f"run {handle.id!r} is over: nothing waits for an approval in it") from error
+    except KeyError as error:  # what the converter raises for an encoding that it does not know
+        raise UserError(f"answered, but the run cannot be read here ({one_line(error)}): is it encrypted?") from error
+
+
+def why_failed(error: BaseException) -> str:
+    """The failure that ended a run in one line, and what to do about it."""
+    while error.__cause__ is not None and not isinstance(error, exceptions.ApplicationError):
+        error = error.__cause__
+    match error:
+        case exceptions.CancelledError():
+            return "the run was cancelled"
+        case exceptions.TerminatedError():
+            return f"the run was terminated: {one_line(error)}"
+        case exceptions.ApplicationError(message=message, type=kind):
+            advice = ADVICE.get(message[:8]) or ADVICE.get(kind or "", "")
+            return f"the run failed: {one_line(error).rstrip('.')}. {advice}".rstrip()
+    return f"the run failed: {one_line(error)}"

@@ -1,0 +1,286 @@
+"""Shows a run to a person: each call as it starts and ends, failed attempts, the text as it comes, the questions."""
+
+import asyncio
+import os
+import select
+import shlex
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+
+from pydantic_core import to_json
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.segment import SegmentLines
+from rich.text import Text
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
+from vercel_ai_sdk import Usage
+
+from app.output import COMMAND, UserError, in_color, markdown, one_line, printable, say, say_error, title
+from app.runs import Handle, send, unreadable
+from app.server import patiently
+from bridge.wire import LiveText, ModelReply, ToolReply
+from options.approvals import Approval, open_questions
+from workflow import AgentRequest
+
+
+async def follow(client: Client, handle: Handle, debug: bool) -> str:
+    """Show every step until the run is over, and return a summary.
+
+    A failure of this display is said and no more: the run goes on, and its answer is wanted.
+
+    Raises:
+        UserError: The run cannot be read, or the server is gone for good.
+        RPCError: The server refuses.
+    """
+    try:
+        return await Progress(client, handle).follow()
+    except (UserError, RPCError):
+        raise
+    except Exception as error:
+        say_error(error, debug)
+        return "The progress display failed; the run went on without it."
+
+
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+MARKS = {"<": ("✓", "green"), "x": ("✗", "red"), "!": ("!", "yellow"), "?": ("?", "cyan")}
+"""Of the lines in a terminal, by the ones that plain lines have."""
+
+ENDINGS = {
+    "activity_task_completed_event_attributes": ("<", "done in"),
+    "activity_task_failed_event_attributes": ("x", "FAILED after"),
+    "activity_task_timed_out_event_attributes": ("x", "TIMED OUT after"),
+    "activity_task_canceled_event_attributes": ("x", "cancelled after"),
+}
+"""How a call ended: the mark of its line, and what that says."""
+
+
+@dataclass
+class Step:
+    """A model or tool call that is under way."""
+
+    activity_id: str
+    summary: str
+    of_model: bool
+    since: datetime
+    attempt: int = 1
+    said: tuple[tuple[str, str], ...] = ()
+    """What the model has said so far, with the style of each text."""
+
+
+class Screen:
+    """Standard error: plain lines, or, in a terminal, lines with what is under way below them."""
+
+    def __init__(self) -> None:
+        plain = not in_color(sys.stderr)
+        self.console = Console(stderr=True, force_terminal=not plain, quiet=plain)
+        self.live = Live(self, console=self.console, auto_refresh=False)
+        self.can_ask = sys.platform != "win32" and all(s is not None and s.isatty() for s in (sys.stdin, sys.stderr))
+        self.steps: dict[int, Step] = {}  # under way, by the event that began them
+
+    def say(self, mark: str, text: str) -> None:
+        if self.console.quiet:
+            say(f"  {mark} {text}")
+        elif mark != ">":  # what is under way stands below
+            sign, style = MARKS[mark]
+            line = Text.assemble((f"  {sign} ", style), printable(text))
+            if mark == "<":  # how it ended is what counts; what is wrong, or is asked, stands there whole
+                line.truncate(self.console.width, overflow="ellipsis")
+            self.console.print(line, soft_wrap=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.live.is_started:  # nothing of it stays there
+            return
+        width, height = options.size
+        spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
+        steps = list(self.steps.values())[: max(1, height - 3)]
+        for step in steps:
+            seconds = f" {(datetime.now(UTC) - step.since).total_seconds():.0f} s"
+            row = Text(f"  {spinner} {printable(step.summary)}")
+            row.truncate(max(1, width - len(seconds)), overflow="ellipsis")
+            yield row.append(seconds)
+        # What was written last is what counts, and rendering all of a long text takes too long to be live.
+        texts = [markdown(text[-2 * height * width :], style) for step in steps for text, style in step.said]
+        lines = console.render_lines(Group(*texts), options, pad=False)
+        yield SegmentLines(lines[-max(1, height - len(steps) - 2) :], new_lines=True)
+
+
+class Progress:
+    """Follows a run and shows what it does: each call as it starts and ends, failed attempts, the text as it comes."""
+
+    def __init__(self, client: Client, handle: Handle) -> None:
+        self._client = client
+        self._handle = handle
+        self._screen = Screen()
+        self._began = self._ended = datetime.now(UTC)
+        self._calls = {"model": 0, "tool": 0}
+        self._usage = Usage()
+
+    async def follow(self) -> str:
+        """Show every step until the run is over, and return a summary. Raises what the data converter does, too."""
+        with self._screen.live:
+            pending = asyncio.create_task(self._follow_pending())
+            try:
+                await self._follow_history()
+            finally:
+                pending.cancel()
+                [outcome] = await asyncio.gather(pending, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                raise outcome
+        seconds = (self._ended - self._began).total_seconds()
+        calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
+        return f"{calls}, {_tokens(self._usage)}, {seconds:.1f} s"
+
+    async def _follow_history(self) -> None:
+        run_id: str | None = None  # the latest
+        while run_id != "":  # a run that continues as new has a history of its own for each part
+            self._screen.steps.clear()
+            handle = self._client.get_workflow_handle(self._handle.id, run_id=run_id)
+            # A long poll: the server answers when there is something new.
+            events = handle.fetch_history_events(wait_new_event=True)
+            while event := await patiently(partial(anext, events, None)):
+                await self._show_event(event)
+                run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+
+    async def _show_event(self, event: HistoryEvent) -> None:
+        now = self._ended = event.event_time.ToDatetime(UTC)
+        match kind := event.WhichOneof("attributes"):
+            case "workflow_execution_started_event_attributes":
+                started = event.workflow_execution_started_event_attributes
+                self._began = min(self._began, now)
+                if carried := (await self._decode(started.input.payloads[0], AgentRequest)).carried:
+                    self._calls = {"model": carried.calls, "tool": len(carried.checkpoint.tools)}
+                    self._usage = carried.usage or Usage()
+            case "activity_task_scheduled_event_attributes":
+                scheduled = event.activity_task_scheduled_event_attributes
+                summary = await self._decode(event.user_metadata.summary, str)
+                of_model = scheduled.activity_type.name == "llm_stream_activity"
+                self._screen.steps[event.event_id] = Step(scheduled.activity_id, summary, of_model, since=now)
+                self._screen.say(">", summary)
+            case "activity_task_started_event_attributes":
+                began = event.activity_task_started_event_attributes
+                self._screen.steps[began.scheduled_event_id].attempt = began.attempt
+            case kind if kind in ENDINGS:
+                step = self._screen.steps.pop(getattr(event, kind).scheduled_event_id)
+                self._calls["model" if step.of_model else "tool"] += 1
+                attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
+                mark, ended = ENDINGS[kind]
+                seconds, result = (now - step.since).total_seconds(), await self._result(event, step)
+                self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
+            case "workflow_properties_modified_event_attributes":
+                changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+                for call in open_questions(changed):
+                    # The history tells of every question that came or went; the description knows which are open.
+                    if question := (await self._open_questions()).get(call):
+                        await self._ask(call, question)
+
+    async def _result(self, event: HistoryEvent, step: Step) -> str:
+        """What came of a call, in short."""
+        if event.HasField("activity_task_failed_event_attributes"):
+            failure = event.activity_task_failed_event_attributes.failure
+            return f": {await self._decode_failure(failure)}"
+        if not event.HasField("activity_task_completed_event_attributes"):
+            return ""
+        payload = event.activity_task_completed_event_attributes.result.payloads[0]
+        if not step.of_model:
+            return f": {title(to_json((await self._decode(payload, ToolReply)).result).decode(), 120)}"
+        usage = (await self._decode(payload, ModelReply)).message.usage
+        self._usage += usage or Usage()
+        return f": {_tokens(usage)}" if usage else ""
+
+    async def _decode[T](self, payload: Payload, type: type[T]) -> T:
+        try:
+            value: T = (await self._client.data_converter.decode([payload], [type]))[0]
+        except Exception as error:  # whatever a data converter raises
+            raise unreadable(error) from error
+        return value
+
+    async def _decode_failure(self, failure: Failure) -> str:
+        try:
+            return one_line(await self._client.data_converter.decode_failure(failure))
+        except Exception as error:
+            raise unreadable(error) from error
+
+    async def _follow_pending(self) -> None:
+        # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
+        for tick in count():
+            await asyncio.sleep(0.08)
+            is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+            if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
+                with suppress(RPCError):  # the server is lost, and who follows the history says so
+                    await self._show_pending()
+            if self._screen.live.is_started:
+                self._screen.live.refresh()
+
+    async def _show_pending(self) -> None:
+        description = await self._handle.describe()
+        steps = {step.activity_id: step for step in self._screen.steps.values()}
+        for pending in description.raw_description.pending_activities:
+            if not (step := steps.get(pending.activity_id)):
+                continue
+            said: tuple[tuple[str, str], ...] = ()
+            if step.of_model and pending.heartbeat_details.payloads:
+                live = await self._decode(pending.heartbeat_details.payloads[0], LiveText)
+                if live.attempt == pending.attempt:  # or it is the text of one that failed
+                    said = (live.reasoning, "dim italic"), ("…" * bool(live.start) + live.text, "none")
+            step.said = said
+            if pending.attempt > step.attempt and self._screen.live.is_started:
+                step.attempt = pending.attempt
+                wait = (pending.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+                when = f"in {wait:.0f} s" if wait > 0.5 else "now"  # it is in the past if there is none
+                failure = await self._decode_failure(pending.last_failure)
+                self._screen.say("!", f"{step.summary}: attempt {step.attempt - 1} failed: {failure}; next one {when}")
+
+    async def _open_questions(self) -> dict[str, str]:
+        description = await patiently(self._handle.describe)
+        is_running = description.status == WorkflowExecutionStatus.RUNNING
+        return open_questions(await description.memo()) if is_running else {}
+
+    async def _ask(self, call: str, question: str) -> None:
+        """Ask the person at the terminal, or say with which commands to answer."""
+        self._screen.say("?", f"{question} waits for an approval")
+        if not self._screen.can_ask:
+            command = f"{COMMAND} --id {shlex.quote(self._handle.id)}"
+            say(f"        {command} --yes {call}")
+            say(f'        {command} --no {call} --reason "…"')
+            return
+        self._screen.live.stop()  # the terminal is left to the person who types
+        answer = await self._prompt(call)
+        self._screen.live.start()
+        if answer:
+            with suppress(UserError):  # somebody else was faster
+                await send(self._handle, answer)
+                if not answer.approved:
+                    self._screen.say("x", f"{question} refused{answer.reason and f': {answer.reason}'}")
+
+    async def _prompt(self, call: str) -> Approval | None:
+        """Have a person answer; None if that was done elsewhere meanwhile."""
+        import termios  # there is none on Windows
+
+        while True:
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
+            print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
+            while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
+                if call not in await self._open_questions():
+                    say("It was answered elsewhere.")
+                    return None
+            # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the
+            # line is not UTF-8.
+            line = os.read(sys.stdin.fileno(), 4096).decode(errors="replace")
+            if not line.endswith("\n"):  # Ctrl-D
+                say("")
+            word, _, reason = line.strip().partition(" ")
+            if word.lower() in ("y", "yes", "n", "no"):
+                return Approval(call=call, approved=word.lower().startswith("y"), reason=reason)
+
+
+def _tokens(usage: Usage) -> str:
+    return f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"

@@ -1,0 +1,39 @@
+"""What a run is doing, on its page in the Web UI."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from temporalio import workflow
+
+from bridge.transcript import conversation
+
+SUMMARY_BYTES = 200
+"""Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
+
+
+def shortened(text: str, limit: int = SUMMARY_BYTES) -> str:
+    """The text, cut to a number of bytes."""
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Have the Web UI show that the run is doing this while the body runs."""
+    what = shortened(what)
+    under_way: list[str] = vars(workflow.instance()).setdefault("_doing", [])
+    under_way.append(what)
+    _show(under_way)
+    try:
+        yield
+    finally:
+        under_way.remove(what)
+        if workflow.in_workflow():  # not while the run is evicted from the worker's cache
+            _show(under_way)
+
+
+def _show(under_way: list[str]) -> None:
+    lines = [f"- {what}" for what in under_way] or ["nothing is under way"]
+    if usage := conversation().usage:
+        lines += ["", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
+    workflow.set_current_details("\n".join(lines))

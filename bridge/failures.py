@@ -1,0 +1,184 @@
+"""The failure rules: which failures are final, what is said of them, and how a loop's failure ends the run.
+
+In an activity, `sorted_failures()` turns an error into an `ApplicationError` that says whether to try again. In a
+workflow, `failure_of()` finds the failure inside of the groups that `ai.run()` raises.
+"""
+
+import json
+import os
+import re
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote
+
+import httpx
+from temporalio import activity, workflow
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
+
+from bridge.wire import encodable
+
+# The code is wrong, or the call is, and the same call is taken to fail again. Everything else may be a passing fault
+# and is retried. `JSONDecodeError` and pydantic's `ValidationError` are ValueErrors: a tool that cannot read the answer
+# of a service should raise an error of its own instead, a `RuntimeError` say.
+PROGRAMMING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    StopAsyncIteration,
+    StopIteration,
+    TypeError,
+)
+FINAL_ERRORS = (*PROGRAMMING_ERRORS, ValueError, httpx.InvalidURL, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+
+MIN_SECRET = 8
+"""Characters. A shorter value of an environment variable is no secret, and may be part of any word."""
+
+
+class ToolError(json.JSONDecodeError):
+    """A tool call that failed for good, for the model to read.
+
+    It has nothing to do with JSON. But `ai.execute_tool` reports only `JSONDecodeError` and pydantic's
+    `ValidationError` to the model, and lets anything else end the run.
+    """
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+
+
+class MalformedStream(Exception):
+    """For model classes to raise: the answer came, but cannot be read. Tried again, but not as often as an outage."""
+
+
+# ── In an activity ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def sorted_failures() -> Iterator[None]:
+    """Turn an error of the body into an `ApplicationError` that says whether to try again, without any secret.
+
+    A `SystemExit`, `GeneratorExit` or `CancelledError` of the body's own is an error too: it would end the worker, or
+    be taken for the cancellation of the activity.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, CancelledError) and activity.is_cancelled()):
+            raise
+        while isinstance(error, BaseExceptionGroup):  # of a tool that uses a TaskGroup
+            error = error.exceptions[0]
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration | StopAsyncIteration):
+            error = error.__cause__  # which Python does not let out of a coroutine as it is
+        if isinstance(error, ApplicationError):
+            # `from None`, here and below: a cause would put its own text, secrets included, into the history.
+            raise ApplicationError(
+                redacted(error.message),
+                *map(_redacted_detail, error.details),
+                type=error.type,
+                non_retryable=error.non_retryable,
+                next_retry_delay=error.next_retry_delay,
+                category=error.category,
+            ) from None
+        raise ApplicationError(one_line(error), type=type(error).__name__, non_retryable=is_final(error)) from None
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same call would fail the same way again, so that retrying it only costs time and money.
+
+    An error may say so itself (`is_retryable`). Else an HTTP status decides where there is one (`status_code` on the
+    error, as the SDKs of the model providers have it, or on its `response`): 4xx is final but for 408, 409, 425 and
+    429. Otherwise the type decides.
+    """
+    retryable = getattr(error, "is_retryable", None)
+    if isinstance(retryable, bool):
+        return not retryable
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return is_final_status(status)
+    return isinstance(error, FINAL_ERRORS) or not isinstance(error, Exception)
+
+
+def is_final_status(status: int) -> bool:
+    """Whether an HTTP status says that the same request would be refused again."""
+    return 400 <= status < 500 and status not in (408, 409, 425, 429)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text in one line of at most 2,000 characters, without secrets. Names the type where the text alone
+    would not tell what went wrong."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    if not text or not isinstance(error, Exception) or isinstance(error, (*PROGRAMMING_ERRORS, httpx.TransportError)):
+        text = f"{kind}: {text}".removesuffix(": ")
+    # Every failed attempt stands in the history or the Web UI.
+    return encodable(redacted(text))[:2000]
+
+
+def redacted(text: str) -> str:
+    """The text without the user part of URLs, and without the values of secrets in the environment: a server may echo
+    them, and a driver quotes its URL."""
+    for name, value in os.environ.items():
+        secrets = []
+        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
+            secrets = [value, repr(value)[1:-1], " ".join(value.split())]
+        elif user := re.search(r"://(?:[^\s/@:]*:)?(\S+)@", value):
+            secrets = [user[1], unquote(user[1])]
+        for secret in secrets:
+            if len(secret) >= MIN_SECRET:
+                text = text.replace(secret, f"${name}")
+    return re.sub(r"(\w://)[^\s/]+@", r"\1…@", text)
+
+
+def _redacted_detail(detail: object) -> object:
+    match detail:
+        case str():
+            return redacted(detail)
+        case list() | tuple():
+            return [_redacted_detail(item) for item in detail]
+        case dict():
+            return {key: _redacted_detail(value) for key, value in detail.items()}
+    return detail
+
+
+# ── In a workflow ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failure_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one failure that ends a run, out of the groups that `ai.run()` raises.
+
+    Temporal takes a group for a bug in the workflow's code: it would retry the workflow task, and the run would hang
+    for good. The order is by weight: a run that continues as new has no other failure, then comes any failure that
+    Temporal knows, and anything else becomes an `ApplicationError` that is not retryable.
+    """
+    leaves = list(_leaves(group))
+    for kind in (workflow.ContinueAsNewError, FailureError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    first = leaves[0]
+    text = f"{type(first).__name__}: {first}".removesuffix(": ")
+    failure = ApplicationError(text, type=type(first).__name__, non_retryable=True)
+    failure.__cause__ = first
+    return failure
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def reason_of(error: ActivityError) -> str:
+    """Why an activity failed, for the model to read."""
+    match error.cause:
+        case TimeoutError(type=kind):
+            return f"it was not finished in time ({kind.name.lower() if kind else 'timeout'})"
+        case FailureError(message=message):
+            return message
+    return error.message

@@ -1,0 +1,150 @@
+"""The conversation of a workflow run, for its model activities and for people to query.
+
+The input of an activity stays in the history for good. If each model call had the whole conversation in its input, the
+history would grow with the square of the turns. So a model activity is given only a number, and fetches the request
+from its workflow: out of the cache of its own worker, or by a query, whose answer Temporal does not record.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+import pydantic
+import vercel_ai_sdk as ai
+from temporalio import activity, workflow
+from temporalio.client import WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
+
+REQUEST_QUERY = "model_request"
+"""Name of the query with which a model activity fetches its request."""
+
+TRANSCRIPT_QUERY = "transcript"
+"""Name of the query that gives people the conversation of a run, live or finished."""
+
+PAGE = 250 * 1024
+"""Bytes. A query's answer is a payload too: longer requests are fetched in pages. External storage, which takes
+payloads of over 256 KB, would keep every page for good."""
+
+QUERY_TIMEOUT = timedelta(seconds=5)
+"""For one attempt. A query goes to the worker that has the run in its cache, and is lost if that worker was just
+killed: so it is soon sent again."""
+
+QUERY_TRIES = 6
+"""Half a minute, since a worker with much to do may take many seconds to replay a run."""
+
+
+class Transcript(pydantic.BaseModel):
+    """Answer of the query `TRANSCRIPT_QUERY`. `omitted` is how many messages at the beginning did not fit."""
+
+    omitted: int = 0
+    messages: list[WireMessage]
+
+
+# ── In the workflow ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class OpenRequests(dict[int, bytes]):
+    """The model requests of a workflow run that wait for their activity, as JSON, by number."""
+
+
+_cached: WeakValueDictionary[str, OpenRequests] = WeakValueDictionary()
+"""Of the workflow runs that this process has in its cache, by run id."""
+
+
+class Conversation:
+    """Keeps what was asked and said in one workflow run."""
+
+    def __init__(self) -> None:
+        self.usage: ai.Usage | None = None
+        """Tokens of the run so far."""
+        self._messages: list[ai.Message] = []
+        self._reply: ai.Message | None = None
+        self._numbers = count(1)
+        self._requests = _cached[workflow.info().run_id] = OpenRequests()
+        workflow.set_query_handler(REQUEST_QUERY, self._page)
+        if workflow.get_query_handler(TRANSCRIPT_QUERY) is None:  # the workflow may have one of its own
+            workflow.set_query_handler(TRANSCRIPT_QUERY, self._transcript)
+
+    @contextmanager
+    def opened(self, request: ModelRequest) -> Iterator[int]:
+        """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
+        self._messages, self._reply = request.messages, None
+        number = next(self._numbers)
+        # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
+        self._requests[number] = request.model_dump_json(exclude_none=True).encode()
+        try:
+            yield number
+        finally:
+            del self._requests[number]
+
+    def replied(self, message: ai.Message) -> None:
+        """Keep the answer of a model call, to which the loop will add the results of its tool calls."""
+        self._reply = message
+        if message.usage is not None:
+            self.usage = message.usage if self.usage is None else self.usage + message.usage
+
+    def _page(self, number: int, start: int) -> bytes:
+        return self._requests[number][start : start + PAGE]
+
+    def _transcript(self) -> Transcript:
+        messages = self._messages if self._reply is None else [*self._messages, self._reply]
+        transcript = Transcript(messages=messages)
+        while len(transcript.model_dump_json().encode()) > PAYLOAD_LIMIT:
+            omitted = len(messages) - len(transcript.messages) // 2
+            transcript = Transcript(omitted=omitted, messages=messages[omitted:])
+        return transcript
+
+
+def conversation() -> Conversation:
+    """The conversation of this workflow run; the first call begins it."""
+    kept = vars(workflow.instance())
+    if "_conversation" not in kept:
+        kept["_conversation"] = Conversation()
+    found: Conversation = kept["_conversation"]
+    return found
+
+
+# ── In the model activity ────────────────────────────────────────────────────────────────────────────────
+
+
+async def fetch_request(number: int) -> ModelRequest:
+    """Fetch the request of the model call that this activity makes, from the workflow that scheduled it.
+
+    Raises:
+        RPCError: The run is over, or no worker answers for it.
+    """
+    info = activity.info()
+    assert info.workflow_id is not None
+    assert info.workflow_run_id is not None
+    # Mostly the run is in the cache of this very worker. A look in there saves the way over the server, which takes as
+    # long as all the rest of a call with a model that answers at once.
+    here = _cached.get(info.workflow_run_id, OpenRequests())
+    # One look, since the workflow's thread may take it out at any time: when the run has to leave the cache.
+    if request := here.get(number):  # None also if the run is being replayed and is not as far yet
+        return ModelRequest.model_validate_json(request)
+    handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+    data = bytearray()
+    while True:
+        page = await _fetch_page(handle, number, len(data))
+        data += page
+        if len(page) < PAGE:
+            return ModelRequest.model_validate_json(bytes(data))
+
+
+async def _fetch_page(handle: WorkflowHandle[Any, Any], number: int, start: int) -> bytes:
+    tries = 0
+    while True:
+        try:
+            page: bytes = await handle.query(
+                REQUEST_QUERY, args=[number, start], result_type=bytes, rpc_timeout=QUERY_TIMEOUT
+            )
+            return page
+        except RPCError as error:
+            tries += 1
+            if tries == QUERY_TRIES or error.status not in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+                raise

@@ -1,0 +1,193 @@
+"""What crosses between the workflow and its activities, all of it as JSON.
+
+Messages need care on the way. JSON has no bytes, and the SDK's parts have no field for a provider's metadata, which has
+to come back with the part that it came with: a thinking model refuses its own thought without the signature.
+"""
+
+import base64
+from datetime import timedelta
+from typing import Annotated, Any, override
+
+import pydantic
+import vercel_ai_sdk as ai
+from pydantic_core import to_json
+
+PAYLOAD_LIMIT = 2 * 1024 * 1024 - 1024
+"""Bytes of JSON. Temporal servers refuse a payload of over 2 MiB by default; the rest is room for its metadata."""
+
+type Metadata = dict[str, Any]
+"""What a provider wants to see again, by the provider's name."""
+
+# ── Messages ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ProviderText(ai.TextPart):
+    """Text with the metadata of its provider."""
+
+    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+
+
+class ProviderReasoning(ai.ReasoningPart):
+    """A thought with the metadata of its provider, such as its signature."""
+
+    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+
+
+class ProviderFile(ai.FilePart):
+    """A file with the metadata of its provider."""
+
+    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+
+
+class ProviderTool(ai.ToolPart):
+    """A tool call with the metadata of its provider. `provider_executed`: the provider itself ran the tool."""
+
+    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+    provider_executed: bool = False
+
+
+class ProviderMessage(ai.Message):
+    """A message that may hold calls of tools that the provider ran. The loop has nothing left to do for these."""
+
+    @property
+    @override
+    def tool_calls(self) -> list[ai.ToolPart]:
+        return [call for call in super().tool_calls if not is_provider_executed(call)]
+
+
+ProviderPart = ProviderText | ProviderReasoning | ProviderFile | ProviderTool
+
+PROVIDER_PARTS: dict[str, type[ProviderPart]] = {
+    "text": ProviderText,
+    "reasoning": ProviderReasoning,
+    "file": ProviderFile,
+    "tool": ProviderTool,
+}
+
+
+def is_provider_executed(part: ai.Part) -> bool:
+    """Whether this is a tool call that the provider ran itself."""
+    return isinstance(part, ProviderTool) and part.provider_executed
+
+
+def metadata_of(part: ai.Part) -> Metadata:
+    """The metadata that the provider sent with a part, or {}."""
+    return part.provider_metadata if isinstance(part, ProviderPart) else {}
+
+
+def text_of(message: ai.Message) -> str:
+    """All the text of a message. `Message.text` is only the first part of it."""
+    return "".join(part.text for part in message.parts if isinstance(part, ai.TextPart))
+
+
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs, which cannot be encoded, joined or replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    parts = list(message.parts)
+    for i, part in enumerate(parts):
+        if part.type == "file" and isinstance(part.data, bytes):
+            parts[i] = part.model_copy(update={"data": base64.b64encode(part.data).decode()})
+    dumped: dict[str, Any] = handler(message.model_copy(update={"parts": parts}))
+    for part, plain in zip(message.parts, dumped["parts"], strict=True):
+        if part.type == "file" and isinstance(part.data, bytes):
+            plain["encoding"] = "base64"  # `FilePart.data` may be a string as well
+        if metadata := metadata_of(part):
+            plain["provider_metadata"] = metadata
+        if is_provider_executed(part):
+            plain["provider_executed"] = True
+    return dumped
+
+
+def _load_message(value: Any, handler: pydantic.ValidatorFunctionWrapHandler) -> ai.Message:
+    if isinstance(value, dict):
+        value = {**value, "parts": [_load_part(part) for part in value.get("parts", ())]}
+    message: ai.Message = handler(value)
+    if any(map(is_provider_executed, message.parts)):
+        return ProviderMessage.model_construct(**dict(message))
+    return message
+
+
+def _load_part(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "file" and part.get("encoding") == "base64":
+        part = {**part, "data": base64.b64decode(part["data"])}
+    if "provider_metadata" in part or "provider_executed" in part:
+        return PROVIDER_PARTS[part["type"]].model_validate(part)
+    return part
+
+
+WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pydantic.WrapValidator(_load_message)]
+"""An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included."""
+
+
+# ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ToolSpec(pydantic.BaseModel):
+    """What the model is told about a tool (`ai.ToolLike`)."""
+
+    name: str
+    description: str
+    param_schema: dict[str, Any]
+
+
+class ModelRequest(pydantic.BaseModel):
+    """Everything one model call is made of. Stays out of the history: see transcript.py."""
+
+    messages: list[WireMessage]
+    tools: list[ToolSpec] = []
+    output_type: pydantic.ImportString[type[pydantic.BaseModel]] | None = None
+
+
+class ModelCall(pydantic.BaseModel):
+    """Input of `llm_stream_activity`: the model, and the number, from 1, of the request in its workflow run."""
+
+    model: str
+    number: int
+    idle_timeout: timedelta
+
+
+class ModelReply(pydantic.BaseModel):
+    """Result of `llm_stream_activity`. `finish_reason` is None where the model class does not tell it."""
+
+    message: WireMessage
+    finish_reason: str | None = None
+
+
+class LiveText(pydantic.BaseModel):
+    """The text of an answer so far: the details of a model activity's heartbeats.
+
+    Heartbeats cost no history. Read them with `WorkflowHandle.describe()`, from the pending activities. After a
+    failed attempt its last heartbeat stays there for a while: `attempt` tells whose it is.
+    """
+
+    attempt: int
+    text: str
+    reasoning: str = ""
+    start: int = 0
+    """How many characters of the text are left out before this part of it."""
+
+
+# ── Tool calls ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ToolCall(pydantic.BaseModel):
+    """Input of `tool_call_activity`."""
+
+    tool: str
+    arguments: dict[str, pydantic.JsonValue]
+
+    @property
+    def summary(self) -> str:
+        """The call as people read it: `search(query="news")`."""
+        return f"{self.tool}({', '.join(f'{key}={to_json(value).decode()}' for key, value in self.arguments.items())})"
+
+
+class ToolReply(pydantic.BaseModel):
+    """Result of `tool_call_activity`: what the function returned, as JSON, which is how the model will read it."""
+
+    result: pydantic.JsonValue

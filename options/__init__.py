@@ -1,0 +1,1 @@
+"""What the bridge can do without: take what you need."""

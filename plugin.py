@@ -1,0 +1,107 @@
+"""One line to use the bridge: a Temporal plugin that gives clients and workers all that it needs.
+
+    client = await Client.connect(address, plugins=[DurableAgents(MyModel)])
+    worker = Worker(client, task_queue="agents", workflows=[MyWorkflow])
+
+It extends what it finds. A codec, a failure converter and external storage stay, the sandbox keeps its other settings,
+and Temporal's other plugins may stand before or after it. `Replayer` and `WorkflowEnvironment` take it, too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, override
+
+import vercel_ai_sdk as ai
+from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.converter import DataConverter
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import (
+    ExecuteWorkflowInput,
+    Interceptor,
+    WorkerConfig,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowRunner,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from activities import ModelActivities, tool_call_activity
+from bridge.failures import failure_of
+
+HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
+"""How often a worker sends heartbeats on. Temporal's default holds them back for up to a minute, and with them the live
+text and the news that a call is cancelled. Where heartbeats cost money, as on Temporal Cloud, give the `Worker` another
+`max_heartbeat_throttle_interval`, up to a third of the heartbeat timeout: the text then comes in larger steps."""
+
+TEMPORALS_THROTTLE = timedelta(seconds=60)
+
+
+class DurableAgents(SimplePlugin):
+    """Brings to clients the payload converter, and to workers both activities and whatever the bridge needs of them.
+
+    Give it to `Client.connect()`: the workers of a client take over its plugins.
+
+    Args:
+        make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called for
+            every call, since a model may keep the state of its stream. It has to raise when a stream breaks off, or
+            half a message is taken for an answer: the SDK's own models do not, `GatewayModel` of options/gateway.py
+            does. None for a process that only starts runs, or that only drives workflows.
+    """
+
+    def __init__(self, make_model: Callable[[str], ai.LanguageModel] | None = None) -> None:
+        self._interceptor = _GroupsFailTheRun()
+        super().__init__(
+            "durable-agents",
+            data_converter=_with_pydantic,
+            interceptors=[self._interceptor],
+            activities=[ModelActivities(make_model).llm_stream_activity, tool_call_activity] if make_model else [],
+            workflow_runner=with_passthrough,
+        )
+
+    @override
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        if self._interceptor in (config.get("interceptors") or ()):
+            return config  # the same plugin on the client and on the worker
+        config = super().configure_worker(config)
+        if config.get("max_heartbeat_throttle_interval") == TEMPORALS_THROTTLE:
+            config["max_heartbeat_throttle_interval"] = HEARTBEAT_THROTTLE
+        return config
+
+
+def _with_pydantic(converter: DataConverter | None) -> DataConverter:
+    converter = converter or DataConverter.default
+    if issubclass(converter.payload_converter_class, PydanticPayloadConverter):
+        return converter
+    return dataclasses.replace(converter, payload_converter_class=PydanticPayloadConverter)
+
+
+def with_passthrough(runner: WorkflowRunner | None) -> WorkflowRunner:
+    """The workflow runner, or Temporal's default one, with a sandbox that workflows with the SDK can run in."""
+    if runner is None:
+        runner = SandboxedWorkflowRunner()
+    if isinstance(runner, SandboxedWorkflowRunner):
+        # The SDK imports some of its modules only when they are used, which for the sandbox would be inside a workflow.
+        restrictions = runner.restrictions.with_passthrough_modules("vercel_ai_sdk")
+        return dataclasses.replace(runner, restrictions=restrictions)
+    return runner
+
+
+class _GroupsFailTheRun(Interceptor):
+    """Ends a run whose loop fails. See `failure_of()`."""
+
+    @override
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput
+    ) -> type[WorkflowInboundInterceptor] | None:
+        return _FailureOfGroup
+
+
+class _FailureOfGroup(WorkflowInboundInterceptor):
+    @override
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
+        try:
+            return await super().execute_workflow(input)
+        except BaseExceptionGroup as group:
+            failure = failure_of(group)
+            raise failure from failure.__cause__  # keeps what makes it a cancellation, and leaves the group out

@@ -1,0 +1,456 @@
+"""The rules for failures: what is tried again, what the model is told, what stays secret, which proxy is used.
+
+The last part is the plugin, which brings the rules to clients and workers.
+"""
+
+import asyncio
+import base64
+import dataclasses
+import re
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import agents
+import httpx
+import pydantic
+import pytest
+import toolbox
+import vercel_ai_sdk as ai
+from conftest import StartAgent
+from converter import Encryption, Folder
+from standin import Call, StandIn, paced, text, text_parts
+from standin import tools as calls
+from starlette.responses import JSONResponse, Response
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, ExternalStorage
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+import tools
+from app import devserver
+from bridge.failures import is_final
+from durable import temporal_tool
+from options.gateway import GatewayModel, check_environment
+from options.http import http_client, proxy_for
+from plugin import DurableAgents
+from tools import OpenMeteoError
+
+type Handle = WorkflowHandle[Any, Any]
+
+GO_WRONG = "ToolError: go_wrong failed: "
+
+
+async def start(client: Client, queue: str, workflow: type, *arguments: object) -> Handle:
+    handle: Handle = await client.start_workflow(
+        workflow.run,  # type: ignore[attr-defined]  # every workflow has one
+        args=list(arguments),
+        id=uuid.uuid4().hex,
+        task_queue=queue,
+    )
+    return handle
+
+
+async def failure_of(handle: Handle) -> BaseException | None:
+    """The failure of a run, below those that only pass it on."""
+    with pytest.raises(WorkflowFailureError) as raised:
+        async with asyncio.timeout(30):
+            await handle.result()
+    error: BaseException | None = raised.value
+    while error and error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def all_text(history: WorkflowHistory) -> str:
+    """A history as JSON, with the data of its payloads in plain text behind it."""
+    plain = history.to_json()
+    payloads = re.findall(r'"data":\s*"([^"]+)"', plain)
+    return "\n".join([plain, *(base64.b64decode(data).decode(errors="replace") for data in payloads)])
+
+
+# ── Errors of tools ──────────────────────────────────────────────────────────────────────────────────────
+
+OWN_ERRORS: dict[str, BaseException] = {
+    "StopIteration": StopIteration("of its own"),
+    "StopAsyncIteration": StopAsyncIteration(),
+    "CancelledError": asyncio.CancelledError(),
+    "GeneratorExit": GeneratorExit("of its own"),
+    "SystemExit": SystemExit(3),
+    "TypeError": TypeError("'NoneType' object is not subscriptable"),
+    "AttributeError": AttributeError("'str' object has no attribute 'city'"),
+    "ZeroDivisionError": BaseExceptionGroup("of a task group", [ZeroDivisionError("division by zero")]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_ERRORS)
+async def test_an_error_in_the_code_of_a_tool_is_told_to_the_model_after_one_call(
+    client: Client, queue: str, standin: StandIn, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(toolbox.ERRORS, name := uuid.uuid4().hex, OWN_ERRORS[kind])
+    # The second tool call needs a worker that survived the first one.
+    standin.play(calls(("1", "go_wrong", {"kind": name})), calls(("2", "count_legs", {"legs": []})), text("done"))
+    handle = await start(client, queue, agents.AnswerWorkflow, "go")
+    async with asyncio.timeout(30):
+        assert await handle.result() == "done"
+    assert toolbox.ATTEMPTS.count(name) == 1
+    [wrong, counted] = [result["output"] for result in standin.calls[2].tool_results]
+    assert wrong["type"] == "error-text"
+    assert wrong["value"].startswith(GO_WRONG + kind)
+    assert counted["value"]["legs"] == 0
+
+
+async def test_a_plain_function_is_refused_as_a_tool_and_not_called(standin: StandIn) -> None:
+    called = []
+
+    def plain() -> str:
+        called.append("plain")
+        return "a result"
+
+    tool = ai.tool(plain)  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(TypeError, match=r"plain is not an async function.*async def"):
+        temporal_tool(tool)
+    assert called == []
+
+
+TRIED_AGAIN = ["408", "409", "425", "429", "500", "502", "503", "504"]
+FINAL = ["400", "404"]
+
+
+async def test_an_http_status_decides_the_same_way_with_and_without_temporal(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    def geocoding(call: Call) -> Response:
+        city = standin.lookups[-1]
+        if city in FINAL or standin.lookups.count(city) == 1:
+            return JSONResponse({"reason": "not now"}, int(city))
+        return JSONResponse({"results": [{"name": city, "latitude": 1, "longitude": 2, "population": 3}]})
+
+    standin.geocoding = geocoding
+    # Each city is a status. All are looked up at the same time, so that the second of the first retry passes once.
+    cities = [*TRIED_AGAIN, *FINAL]
+    standin.play(calls(*((city, "get_population", {"city": city}) for city in cities)), text("done"))
+    await (await start(client, queue, agents.TranscriptWorkflow, "go")).result()
+    assert Counter(standin.lookups) == {city: 2 if city in TRIED_AGAIN else 1 for city in cities}
+    outputs = {result["toolCallId"]: result["output"] for result in standin.calls[1].tool_results}
+    assert [outputs[city]["value"]["population"] for city in TRIED_AGAIN] == [3] * len(TRIED_AGAIN)
+    for city in FINAL:
+        message = f"asking about '{city}' failed with HTTP status {city}: not now"
+        assert outputs[city] == {"type": "error-text", "value": f"ToolError: get_population failed: {message}"}
+
+    standin.lookups.clear()
+    for city in cities:
+        with pytest.raises(OpenMeteoError) as raised:
+            await tools.get_population(city=city)
+        assert raised.value.status_code == int(city)
+        assert is_final(raised.value) == (city in FINAL)
+
+
+# ── Secrets ──────────────────────────────────────────────────────────────────────────────────────────────
+
+WHOLE = "postgres://user:p4ssw0rd-long@db.example/shop"
+ENCODED = "postgres://user:p%40ss%2Fw0rd-long@db.example/shop"
+TOKEN = "https://ghp_0123456789abcdef@git.example/shop.git"
+
+SECRETS: dict[str, tuple[dict[str, str], str, list[str]]] = {
+    "a password": ({"SHOP_PASSWORD": "correct horse"}, "login with correct horse refused", ["correct horse"]),
+    "the password of a URL": ({"DATABASE_URL": WHOLE}, "bad password: p4ssw0rd-long", ["p4ssw0rd-long"]),
+    "a URL": ({"DATABASE_URL": WHOLE}, f"cannot connect to {WHOLE}", ["p4ssw0rd-long"]),
+    "a URL that the environment does not have": ({}, f"cannot connect to '{WHOLE}'", ["p4ssw0rd-long"]),
+    "an encoded password": (
+        {"DATABASE_URL": ENCODED},
+        f"cannot connect to {ENCODED}: bad password p@ss/w0rd-long, or p%40ss%2Fw0rd-long",
+        ["p@ss/w0rd", "p%40ss%2Fw0rd"],
+    ),
+    "a token": ({"REMOTE": TOKEN}, f"{TOKEN} refuses ghp_0123456789abcdef", ["ghp_0123456789abcdef"]),
+}
+
+
+class Detail(pydantic.BaseModel):
+    text: str
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+async def test_no_secret_of_an_error_is_in_the_history_or_told_to_the_model(
+    client: Client, queue: str, standin: StandIn, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    environment, said, hidden = SECRETS[secret]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    details = [said, {"texts": [said, (said,)], said: 1}, Detail(text=said)]
+    kinds = {kind: f"{kind}-{uuid.uuid4().hex}" for kind in ("final", "passing", "other")}
+    monkeypatch.setattr(
+        toolbox,
+        "ERRORS",
+        {
+            kinds["final"]: ApplicationError(said, *details, type="Refused", non_retryable=True),
+            kinds["passing"]: ApplicationError(said, *details, type="Busy"),
+            kinds["other"]: RuntimeError(said),
+        },
+    )
+    standin.play(calls(*((kind, "go_wrong", {"kind": name}) for kind, name in kinds.items())), text("done"))
+    handle = await start(client, queue, agents.AnswerWorkflow, "go")
+    assert await handle.result() == "done"
+
+    history = await handle.fetch_history()
+    failures = [
+        event.activity_task_failed_event_attributes.failure.application_failure_info
+        for event in history.events
+        if event.HasField("activity_task_failed_event_attributes")
+    ]
+    assert {(failure.type, failure.non_retryable) for failure in failures} == {
+        ("Refused", True),
+        ("Busy", False),
+        ("RuntimeError", False),
+    }
+    assert {kind: toolbox.ATTEMPTS.count(name) for kind, name in kinds.items()} == {"final": 1, "passing": 2, "other": 2}
+    told = [result["output"]["value"] for result in standin.calls[1].tool_results]
+    assert all(value.startswith(GO_WRONG) for value in told)
+    for place, everything in (("history", all_text(history)), ("request", str(standin.calls[1].body))):
+        assert [secret for secret in hidden if secret in everything] == [], f"in the {place}"
+
+
+# ── Money ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_answer_without_an_end_is_paid_for_three_times_at_most(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    standin.play(*[paced(0.2, *text_parts(*["word "] * 100))] * 5)
+    failure = await failure_of(await start(client, queue, agents.ShortOfTimeWorkflow, "go"))
+    assert isinstance(failure, ApplicationError)
+    assert "start_to_close_timeout is 0:00:02" in failure.message
+    assert 1 <= len(standin.calls) <= 3
+
+
+async def test_by_default_an_answer_may_take_hours(start_agent: StartAgent) -> None:
+    handle = await start_agent()
+    await handle.result()
+    timeouts = [
+        event.activity_task_scheduled_event_attributes.start_to_close_timeout.ToTimedelta()
+        for event in (await handle.fetch_history()).events
+        if event.activity_task_scheduled_event_attributes.activity_type.name == "llm_stream_activity"
+    ]
+    assert len(timeouts) == 2
+    assert min(timeouts) > timedelta(hours=1)
+
+
+# ── Proxies ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the test itself names proxies."""
+    for name in urllib.request.getproxies_environment():
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@asynccontextmanager
+async def socks_proxy(url: str) -> AsyncIterator[tuple[int, list[str]]]:
+    """A SOCKS5 proxy that connects every request to the host of one URL. Yields its port and the requested hosts."""
+    asked: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward: asyncio.StreamWriter | None = None
+        try:
+            [_, methods] = await reader.readexactly(2)
+            await reader.readexactly(methods)
+            writer.write(b"\x05\x00")  # no password
+            [_, command, _, kind, length] = await reader.readexactly(5)
+            assert (command, kind) == (1, 3)  # a connection to a host by name
+            host = (await reader.readexactly(length)).decode()
+            asked.append(f"{host}:{int.from_bytes(await reader.readexactly(2))}")
+            service, onward = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+            writer.write(b"\x05\x00\x00\x01" + bytes(6))
+            await asyncio.gather(pass_on(reader, onward), pass_on(service, writer))
+        finally:
+            writer.close()
+            if onward:
+                onward.close()
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+            target.write_eof()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], asked
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks"])
+async def test_services_on_loopback_never_meet_a_proxy(
+    start_agent: StartAgent, standin: StandIn, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    async with socks_proxy(standin.url) as (port, asked):
+        for name in ("ALL_PROXY", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{port}")
+        check_environment()
+        answer = await (await start_agent("Weather in Tokyo")).result()
+    assert answer.text == "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.10", "[::1]", "model.localhost"])
+def test_every_name_of_loopback_is_known(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert proxy_for(f"https://{host}:8080/v1") is None
+    assert proxy_for("https://gateway.example/v1") == "socks5://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+async def test_the_outside_world_is_reached_through_socks(
+    start_agent: StartAgent, standin: StandIn, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    for name, value in standin.environment.items():
+        host = "gateway.example" if name.startswith("AI_") else "meteo.example"
+        monkeypatch.setenv(name, value.replace(standin.url, f"http://{host}"))
+    async with socks_proxy(standin.url) as (port, asked):
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:{port}")
+        answer = await (await start_agent("Weather in Tokyo")).result()
+    assert answer.text == "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
+    assert Counter(asked) == {"gateway.example:80": 2, "meteo.example:80": 2}
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks://me:hunter2-long@host:1", "socks4://me:hunter2-long@host:1", "http://me:hunter2-long@host:port"]
+)
+def test_a_proxy_that_cannot_be_used_is_refused_in_one_line_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    for use in (
+        lambda: proxy_for("https://ai-gateway.vercel.sh/v3/ai"),
+        lambda: http_client("https://ai-gateway.vercel.sh/v3/ai", httpx.Timeout(1)),
+        check_environment,
+    ):
+        with pytest.raises(ValueError, match="ALL_PROXY") as raised:
+            use()
+        assert "\n" not in str(raised.value)
+        assert "hunter2" not in str(raised.value)
+
+
+# ── The plugin ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def address_of(client: Client) -> str:
+    return client.service_client.config.target_host
+
+
+async def check_rules(client: Client, worker: Worker) -> list[WorkflowHistory]:
+    """A run through a worker: an answer with tool calls, and a failure in groups that ends the run at once."""
+    async with worker:
+        answered = await start(client, worker.task_queue, agents.TranscriptWorkflow, "Population of Paris")
+        failed = await start(client, worker.task_queue, agents.FailingWorkflow)
+        async with asyncio.timeout(30):
+            assert "2,138,551" in (await answered.result())[-1]["parts"][-1]["text"]
+        failure = await failure_of(failed)
+    assert isinstance(failure, ApplicationError)
+    assert (failure.type, failure.message) == ("Weighty", "the weighty one")
+    return [await answered.fetch_history(), await failed.fetch_history()]
+
+
+RULED = [agents.TranscriptWorkflow, agents.FailingWorkflow]
+
+
+async def test_a_users_codec_failure_converter_and_storage_stay(
+    client: Client, standin: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(toolbox.ERRORS, "readable", RuntimeError("said in clear"))
+    own = dataclasses.replace(
+        DataConverter.default,
+        payload_codec=Encryption(bytes(32)),
+        failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+        external_storage=ExternalStorage(drivers=[Folder(tmp_path)]),
+    )
+    own_client = await Client.connect(
+        address_of(client), data_converter=own, plugins=[DurableAgents(GatewayModel)], namespace=client.namespace
+    )
+    used = own_client.data_converter
+    assert (used.payload_codec, used.failure_converter_class) == (own.payload_codec, own.failure_converter_class)
+    assert used.external_storage is own.external_storage
+    assert used.payload_converter_class is PydanticPayloadConverter
+
+    standin.play(
+        calls(("1", "big_result", {"size": 400_000}), ("2", "go_wrong", {"kind": "readable"})), text("in clear, too")
+    )
+    async with Worker(own_client, task_queue=(queue := uuid.uuid4().hex), workflows=[agents.AnswerWorkflow]):
+        handle = await start(own_client, queue, agents.AnswerWorkflow, "go")
+        assert await handle.result() == "in clear, too"
+    history = all_text(await handle.fetch_history())
+    assert "in clear" not in history
+    assert "xxxx" not in history
+    assert any(path.stat().st_size > 400_000 for path in tmp_path.iterdir())  # noqa: ASYNC240  # nobody waits
+
+
+async def test_a_given_runner_keeps_its_own_settings(client: Client, standin: StandIn) -> None:
+    own = SandboxRestrictions.default.with_passthrough_modules("colorsys")
+    for runner in (SandboxedWorkflowRunner(restrictions=own), UnsandboxedWorkflowRunner()):
+        worker = Worker(client, task_queue=uuid.uuid4().hex, workflows=RULED, workflow_runner=runner)
+        used = worker.config(active_config=True)["workflow_runner"]
+        if isinstance(runner, SandboxedWorkflowRunner):
+            assert isinstance(used, SandboxedWorkflowRunner)
+            assert used.restrictions.passthrough_modules == own.passthrough_modules | {"vercel_ai_sdk"}
+        else:
+            assert used is runner
+        await check_rules(client, worker)
+
+
+@pytest.mark.filterwarnings("ignore:The same plugin type")
+async def test_a_plugin_on_client_and_worker_works_once(client: Client, standin: StandIn) -> None:
+    one = DurableAgents(GatewayModel)
+    for on_client, on_worker in ((one, one), (DurableAgents(), DurableAgents(GatewayModel))):
+        other = await Client.connect(address_of(client), plugins=[on_client])
+        worker = Worker(other, task_queue=uuid.uuid4().hex, workflows=RULED, plugins=[on_worker])
+        used = worker.config(active_config=True)
+        assert len(used["activities"]) == 2
+        assert len(used["interceptors"]) == 1
+        await check_rules(other, worker)
+
+
+async def test_the_plugin_of_opentelemetry_may_stand_before_or_after(client: Client, standin: StandIn) -> None:
+    otel = pytest.importorskip("temporalio.contrib.opentelemetry", exc_type=ImportError)
+    sdk = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    provider = otel.create_tracer_provider()
+    provider.add_span_processor(sdk.SimpleSpanProcessor(memory))
+    pytest.importorskip("opentelemetry.trace").set_tracer_provider(provider)
+    plugins = [DurableAgents(GatewayModel), otel.OpenTelemetryPlugin(add_temporal_spans=True)]
+    for order in (plugins, plugins[::-1]):
+        memory.clear()
+        other = await Client.connect(address_of(client), plugins=order)
+        histories = await check_rules(other, Worker(other, task_queue=uuid.uuid4().hex, workflows=RULED))
+        names = Counter(span.name for span in memory.get_finished_spans())
+        assert names["RunActivity:llm_stream_activity"] == 2
+        assert names["RunActivity:tool_call_activity"] == 1
+        assert names["RunWorkflow:FailingWorkflow"] == 1
+        for history in histories:
+            await Replayer(workflows=RULED, plugins=order).replay_workflow(history)
+
+
+@pytest.mark.parametrize("kind", ["from a client", "local"])
+async def test_an_environment_of_temporals_testing_takes_the_plugin(
+    client: Client, standin: StandIn, kind: str
+) -> None:
+    environment = (
+        WorkflowEnvironment.from_client(await Client.connect(address_of(client), plugins=[DurableAgents(GatewayModel)]))
+        if kind == "from a client"
+        else await WorkflowEnvironment.start_local(
+            plugins=[DurableAgents(GatewayModel)], dev_server_existing_path=devserver.find_temporal()
+        )
+    )
+    async with environment:
+        worker = Worker(environment.client, task_queue=uuid.uuid4().hex, workflows=RULED)
+        for history in await check_rules(environment.client, worker):
+            await Replayer(workflows=RULED, plugins=[DurableAgents()]).replay_workflow(history)
