@@ -8,6 +8,8 @@ and Temporal's other plugins may stand before or after it. `Replayer` and `Workf
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, override
@@ -58,6 +60,7 @@ class DurableAgents(SimplePlugin):
             activities=[ModelActivities(make_model).llm_stream_activity, tool_call_activity] if make_model else [],
             workflow_runner=with_passthrough,
         )
+        _quiet_ends()
 
     @override
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
@@ -105,3 +108,22 @@ class _FailureOfGroup(WorkflowInboundInterceptor):
         except BaseExceptionGroup as group:
             failure = failure_of(group)
             raise failure from failure.__cause__  # keeps what makes it a cancellation, and leaves the group out
+
+
+@functools.cache
+def _quiet_ends() -> None:
+    """Keep Python from complaining about runs that end with their worker.
+
+    A worker that shuts down drops the runs in its cache, and the generator of `ai.run()` is collected where it waits.
+    Python then writes to standard error that the generator ignores its end, since its clean-up waits, too. There is
+    nothing to be cleaned up: another worker replays the run.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        code = getattr(unraisable.object, "ag_code", None)
+        of_run = code is not None and code.co_qualname == "run.<locals>._generate"  # private: that generator
+        if not (of_run and str(unraisable.exc_value) == "async generator ignored GeneratorExit"):
+            report(unraisable)
+
+    sys.unraisablehook = hook

@@ -106,17 +106,23 @@ def run_main(environment: dict[str, str]) -> RunMain:
     """Run `main.py` as a user does, in a process of its own, and wait for its end."""
 
     def run(
-        *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None, input: str | None = None
+        *arguments: str,
+        script: Path = ROOT / "main.py",
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "main.py"), *arguments],
+        result = subprocess.run(
+            [sys.executable, str(script), *arguments],
             cwd=cwd,
             env={**environment, **(env or {})},
-            input=input,
+            input=input.encode() if input is not None else None,  # as it is, whatever ends its lines
             capture_output=True,
-            text=True,
             timeout=60,
             check=False,
+        )
+        return subprocess.CompletedProcess(
+            result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
         )
 
     return run
