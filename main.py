@@ -139,7 +139,7 @@ def make_worker(
 async def submit(server: Server, options: Options) -> None:
     """Start or join the run, follow it, and print its answer. UserError: there is no such run, or it has no answer."""
     handle, state = await start_or_join(server.client, options)
-    say(f"Run {handle.id}{state}")
+    say(f"Run {handle.id} (process {os.getpid()}){state}")
     if page := server.page(handle.id):
         say(f"    {page}")
     if options.no_worker and not await has_worker(server.client, options.task_queue):

@@ -1,11 +1,13 @@
-"""Take the picture of a run in Temporal's Web UI that the README shows. Needs Chromium; not a part of the test suite.
+"""Take the pictures of a run that README and docs show. Needs Chromium; not a part of the test suite.
 
     uv run python docs/screenshot.py
 
-Runs the sample, serves its history with `main.py --worker` as the sample says one should, and opens the page of the run
-in a headless browser.
+`terminal.svg` is a run in a terminal. `web-ui.png` is the page of a run in Temporal's Web UI, in a headless browser,
+while `main.py --worker` serves its history.
 """
 
+import io
+import itertools
 import os
 import re
 import shutil
@@ -15,20 +17,30 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+from terminal import Terminal  # noqa: E402
+
 QUERY = "Compare the weather and the population of New York and Los Angeles."
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MAIN = [sys.executable, str(ROOT / "main.py"), "--offline"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
 
 
 def main() -> None:
     if BROWSER is None:
         sys.exit("there is no Chromium")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
-    command = [sys.executable, str(ROOT / "main.py")]
-    run = subprocess.run([*command, "--offline", QUERY], env=environment, stderr=subprocess.PIPE, text=True, check=True)
+    photograph_terminal("How is the weather in New York and Los Angeles?", ROOT / "docs" / "terminal.svg")
+    run = subprocess.run([*MAIN, QUERY], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=True)
     [page] = re.findall(r"http://\S+/workflows/\S+", run.stderr)
-    server = subprocess.Popen([*command, "--offline", "--worker"], env=environment, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*MAIN, "--worker"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         while "ready" not in server.stderr.readline():
@@ -38,6 +50,29 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
+
+
+def photograph_terminal(query: str, file: Path) -> None:
+    width = 110
+    terminal = Terminal([*MAIN, query], {**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": ""}, size=(width, 30))
+    status, _ = terminal.finish()
+    assert status == 0
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    console.print(Text(f'$ uv run python main.py "{query}"', style="bold"))
+    for line in terminal.cells():
+        text = Text()
+        for style, cells in itertools.groupby(line, _style):
+            text.append("".join(cell.data for cell in cells), style)
+        text.rstrip()
+        console.print(text)
+    # Without the fonts that the picture would fetch from elsewhere: the reader's own will do.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="durable agent"), flags=re.DOTALL)
+    file.write_text(svg)
+
+
+def _style(cell: Any) -> Style:
+    color = cell.fg if cell.fg in ("red", "green", "yellow", "cyan", "blue", "magenta") else None
+    return Style(color=color, bold=cell.bold, italic=cell.italics)
 
 
 def answers(page: str) -> None:

@@ -74,6 +74,12 @@ class Terminal:
             columns = range(self._screen.columns)
             return ["".join(line[x].data for x in columns).rstrip() for line in self._screen.history.top] + self.lines
 
+    def cells(self) -> list[list[Any]]:
+        """The lines of the screen that are not empty, each as its characters with their looks."""
+        with self._changed:
+            rows = [[line[x] for x in range(self._screen.columns)] for _, line in sorted(self._screen.buffer.items())]
+            return [row for row in rows if "".join(cell.data for cell in row).strip()]
+
     @property
     def written(self) -> bytes:
         """Everything that was written, as it came."""

@@ -514,6 +514,7 @@ def test_a_run_stays_with_the_build_that_it_began_with_and_new_runs_go_to_the_cu
 
 
 def test_the_profile_and_the_changes_of_the_readme_are_those_that_were_tried() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert PROFILE in readme
-    assert "".join(f"-{old}+{new}" for old, new in CHANGES.items()) in readme
+    assert PROFILE in (ROOT / "docs" / "growing.md").read_text()
+    connect, connect_with = CONNECT.format(""), CHANGES[CONNECT.format("")]
+    difference = f"+from converter import data_converter\n-{connect}+{connect_with}"
+    assert difference in (ROOT / "docs" / "encryption.md").read_text()

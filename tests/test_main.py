@@ -91,9 +91,9 @@ print(before, {"anthropic", "openai"} <= set(sys.modules), flush=True)
 
 def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> None:
     result = run_main("Weather in Tokyo?", "--id", (name := uuid.uuid4().hex), "--model", "m", env=standin.environment)
-    plain = re.sub(r"\d+\.\d s", "N s", result.stderr)
+    plain = re.sub(r"process \d+", "process N", re.sub(r"\d+\.\d s", "N s", result.stderr))
     assert plain.splitlines() == [
-        f"Run {name}",
+        f"Run {name} (process N)",
         "  > m, call 1",
         "  < m, call 1 done in N s: 221 tokens in, 20 out",
         '  > get_weather(city="Tokyo")',
@@ -119,8 +119,9 @@ def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, st
     alone = run_main("--id", name, env=standin.environment)
     assert {first.stdout, again.stdout, alone.stdout} == {TOKYO}
     assert len(standin.calls) == 2
-    assert f"Run {name} is over\n" in alone.stderr
-    assert f"Run {name} is over; it keeps the query that it was started with\n" in again.stderr
+    said = rf"Run {name} \(process \d+\) is over"
+    assert re.match(rf"{said}\n", alone.stderr)
+    assert re.match(rf"{said}; it keeps the query that it was started with\n", again.stderr)
 
 
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,9 +1,10 @@
-"""What README.md and CONTRIBUTING.md claim: their links, their file map, their code, their figures and their commands.
+"""What README.md, CONTRIBUTING.md and docs/ claim: their links, file map, code, figures and commands.
 
 The commands are taken from the text and run by a shell as they stand there; what would take minutes, with smaller
 numbers put into the same text.
 """
 
+import itertools
 import json
 import os
 import re
@@ -20,11 +21,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, StartAgent, StartServer
+from conftest import ROOT, StartAgent, StartServer, copy_sample
 from standin import StandIn
 from temporalio.client import Client
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = DOCUMENTS[0].read_text()
 TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
 PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
@@ -58,7 +59,8 @@ def change(text: str, *changes: tuple[str, str]) -> str:
 
 
 def copy(folder: Path, *files: str) -> None:
-    for file in (*(path.name for path in ROOT.glob("*.py")), *files):
+    copy_sample(folder)
+    for file in files:
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
 
@@ -114,9 +116,14 @@ def run(start: Start) -> Run:
 
 
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    links = [
+        document.parent / link.partition("#")[0]
+        for document in DOCUMENTS
+        for link in re.findall(r"\]\(([^)]+)\)", document.read_text())
+        if "://" not in link
+    ]
     assert len(links) > 5
-    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+    assert [link for link in links if not link.exists()] == []
 
 
 def test_no_line_of_the_text_is_long() -> None:
@@ -125,16 +132,19 @@ def test_no_line_of_the_text_is_long() -> None:
 
 
 def test_the_file_map_has_every_file() -> None:
-    mapped = re.findall(r"^\| \[(\w+\.py)\]", README, re.MULTILINE)
-    assert sorted(mapped) == sorted(path.name for path in ROOT.glob("*.py"))
+    mapped = [
+        name for line in README.splitlines() if line.startswith("| [") for name in re.findall(r"\]\((.*?)\)", line)
+    ]
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}
+    assert sorted(mapped) == sorted({path.name for path in ROOT.glob("*.py")} | folders)
 
 
 def test_the_code_in_it_is_code_that_runs() -> None:
     sources = "\n".join(
-        path.read_text() for folder in ("tests", "tests/copied") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in (".", "tests", "tests/copied") for path in (ROOT / folder).glob("*.py")
     )
     lines = [line.strip() for line in sources.splitlines()]
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert blocks
     for block in blocks:
         wanted = [line.strip() for line in block.strip().splitlines()]
@@ -152,6 +162,7 @@ def test_every_command_is_run_by_a_test_or_it_says_here_why_not() -> None:
 QUESTION = 'main.py "What is the weather in Tokyo?"'
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 
+HELP = take(r"main\.py --help")
 SHOWN, SHOWN_AGAIN = take(r'main\.py --id readme "'), take(r"main\.py --id readme$")
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
@@ -160,10 +171,10 @@ TRIP = take(r"--id trip")
 
 
 def test_the_run_that_is_shown_comes_out_as_shown_and_is_joined_by_its_name(run: Run) -> None:
-    [block] = [block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if SHOWN in block]
+    [block] = [block for block in re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL) if SHOWN in block]
 
     def timeless(lines: str) -> list[str]:
-        return re.sub(r"\d+\.\d s", "0.1 s", lines).splitlines()
+        return re.sub(r"process \d+", "process N", re.sub(r"\d+\.\d s", "0.1 s", lines)).splitlines()
 
     lines = timeless(run(f"{SHOWN} 2>&1"))
     # The address of the page and how to look back at it are those of the dev server that main.py starts itself.
@@ -191,17 +202,24 @@ def test_with_a_key_and_a_server(run: Run, standin: StandIn, environment: dict[s
 def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
     first, again = TRIP.splitlines()
 
-    def ask(command: str) -> tuple[subprocess.Popen[str], str]:
+    def ask(command: str) -> tuple[subprocess.Popen[str], int, str]:
         process = start(command)
         assert process.stderr is not None
-        return process, next(line for line in process.stderr if "--yes" in line)
+        [said] = [line for line in itertools.islice(process.stderr, 2) if line.startswith("Run ")]
+        number = re.search(r"\(process (\d+)\)", said)
+        assert number is not None
+        return process, int(number[1]), next(line for line in process.stderr if "--yes" in line)
 
-    killed, _ = ask(first)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed, number, _ = ask(first)
+    os.kill(number, signal.SIGKILL)
     killed.wait()
-    process, answer = ask(again)
+    process, _, answer = ask(again)
     run(answer)
     assert process.communicate(timeout=60)[0] == TOKYO
+
+
+def test_the_options_are_listed(run: Run) -> None:
+    assert "--approve" in run(HELP)
 
 
 def test_many_runs_in_a_row(run: Run) -> None:
@@ -367,7 +385,7 @@ pathlib.Path(file).write_bytes(urllib.request.urlopen(sys.argv[-1]).read())
 
 
 def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
-    copy(folder, "docs/screenshot.py")
+    copy(folder, "docs/screenshot.py", "tests/terminal.py")
     beginning = b"\x89PNG"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         (folder / "chromium").write_text(STAND_IN)
@@ -375,6 +393,8 @@ def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
         beginning = b"<!doctype html>"
     run(f"PATH=$PATH:{shlex.quote(str(folder))}\n{SCREENSHOT}", folder)
     assert (folder / "docs" / "web-ui.png").read_bytes().startswith(beginning)
+    picture = ElementTree.parse(folder / "docs" / "terminal.svg").getroot()
+    assert "New York: 17.2 °C" in "".join(picture.itertext()).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def table(document: str, title: str) -> list[str]:
@@ -421,6 +441,6 @@ def test_the_figures_of_the_benchmark_are_those_that_it_wrote(run: Run, tmp_path
     all_of_stock = [round(figure) for row in stock.values() for figure in row]
     factor = re.search(r"faster per activity than on a stock dev server at T = 3 \| ([\d.]+) times", results)
     assert factor is not None
-    said = re.search(r"take (\d+) to (\d+) ms\s+per activity: this sample ([\d.]+) times as long at T = 3", README)
+    said = re.search(r"take (\d+) to (\d+) ms\s+per activity: this sample ([\d.]+) times as long at T = 3", TEXT)
     assert said is not None
     assert said.groups() == (str(min(all_of_stock)), str(max(all_of_stock)), factor[1])
