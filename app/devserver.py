@@ -71,8 +71,8 @@ class DevServer:
             raise CannotServe("there is no `temporal` command: run `uv sync`, or name a server in TEMPORAL_ADDRESS")
         command = [
             *(binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(PORT), "--ui-port", str(UI_PORT)),
-            *("--db-filename", str(STATE / "temporal.db"), *SERVER_SETTINGS),
-            *("--namespace", self._namespace),
+            *("--db-filename", str(STATE / "temporal.db"), "--namespace", self._namespace, "--log-level", "warn"),
+            *(*FAST, *KILLABLE),
         ]
         if not (STATE / "complete").exists():
             # A server that is killed while it makes its tables can never be started on them again.
@@ -173,13 +173,11 @@ class DevServer:
             return False
 
 
-SERVER_SETTINGS = [
-    *("--log-level", "warn"),
-    # By default the dev server waits 50 ms before every workflow task.
-    *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"),
-    # Survives a killed process, for a third of the time of the default.
-    *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
-]
+FAST = ["--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"]
+"""By default the dev server waits 50 ms before every workflow task."""
+
+KILLABLE = ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
+"""A database that survives a killed process, for a third of the time of the default."""
 
 
 def find_temporal() -> str | None:
@@ -247,7 +245,7 @@ async def _downloaded_server(namespace: str) -> AsyncIterator[bool]:
             ui_port=UI_PORT,
             dev_server_existing_path=find_temporal(),
             dev_server_database_filename=str(STATE / "temporal.db"),
-            dev_server_extra_args=SERVER_SETTINGS[2:],
+            dev_server_extra_args=[*FAST, *KILLABLE],
         )
     except RuntimeError as error:
         raise CannotServe(f"no Temporal server, and none can be downloaded: {error}") from error

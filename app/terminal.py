@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.segment import SegmentLines
+from rich.spinner import Spinner
 from rich.text import Text
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -50,7 +51,6 @@ async def follow(client: Client, handle: Handle, debug: bool) -> str:
         return "The progress display failed; the run went on without it."
 
 
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARKS = {"<": ("✓", "green"), "x": ("✗", "red"), "!": ("!", "yellow"), "?": ("?", "cyan")}
 """Of the lines in a terminal, by the ones that plain lines have."""
 
@@ -82,6 +82,7 @@ class Screen:
     def __init__(self) -> None:
         plain = not in_color(sys.stderr)
         self.console = Console(stderr=True, force_terminal=not plain, quiet=plain)
+        self._spinner = Spinner("dots")
         self.live = Live(self, console=self.console, auto_refresh=False)
         self.can_ask = sys.platform != "win32" and all(s is not None and s.isatty() for s in (sys.stdin, sys.stderr))
         self.steps: dict[int, Step] = {}  # under way, by the event that began them
@@ -100,7 +101,7 @@ class Screen:
         if not self.live.is_started:  # nothing of it stays there
             return
         width, height = options.size
-        spinner = SPINNER[int(time.monotonic() * 10) % len(SPINNER)]
+        spinner = self._spinner.render(time.monotonic())
         steps = list(self.steps.values())[: max(1, height - 3)]
         for step in steps:
             seconds = f" {(datetime.now(UTC) - step.since).total_seconds():.0f} s"

@@ -232,7 +232,8 @@ async def measure_at_once(client: Client, worker: WorkerProcess, server: str, tu
 
 async def measure(server: str, rounds: int, options: Options, results: report.Results) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name, ExitStack() as running:
-        settings = ["--db-filename", f"{name}/temporal.db", *devserver.SERVER_SETTINGS] if server == "tuned" else []
+        tuned = ["--db-filename", f"{name}/temporal.db", *devserver.FAST, *devserver.KILLABLE, "--log-level", "warn"]
+        settings = tuned if server == "tuned" else []
         _, address = running.enter_context(dev_server(*settings))
         all_workers = running.enter_context(workers(address, Path(name), options))
         client = await Client.connect(address)

@@ -6,7 +6,7 @@ import vercel_ai_sdk as ai
 from pydantic_core import from_json
 
 from bridge.failures import ToolError
-from bridge.wire import ModelRequest, ProviderPart, encodable, is_provider_executed, metadata_of
+from bridge.wire import ModelRequest, encodable, is_provider_executed
 
 
 @ai.tool
@@ -26,36 +26,30 @@ def well_formed(message: ai.Message, request: ModelRequest) -> ai.Message:
     ids = {part.tool_call_id for earlier in request.messages for part in earlier.parts if isinstance(part, ai.ToolPart)}
     parts: list[ai.Part] = []
     for part in message.parts:
-        match part:
-            case ai.TextPart() | ai.ReasoningPart():
-                update: dict[str, object] = {"text": encodable(part.text), "delta": None}
-            case ai.ToolPart():
-                update = _well_formed_call(part, offered)
-                id = str(update["tool_call_id"]) or "call"
-                unique, n = id, 1
-                while unique in ids:
-                    n += 1
-                    unique = f"{id}-{n}"
-                ids.add(unique)
-                update["tool_call_id"] = unique
-            case _:
-                update = {}
-        if isinstance(part, ProviderPart):
-            update["provider_metadata"] = _well_formed_json(metadata_of(part))
-        parts.append(part.model_copy(update=update))
+        kept = part
+        if isinstance(part, ai.TextPart | ai.ReasoningPart):
+            kept = part.model_copy(update={"text": encodable(part.text), "delta": None})
+        elif isinstance(part, ai.ToolPart) and not is_provider_executed(part):
+            kept = _well_formed_call(part, offered)
+            unique, n = kept.tool_call_id, 1
+            while unique in ids:
+                n += 1
+                unique = f"{kept.tool_call_id}-{n}"
+            ids.add(unique)
+            kept.tool_call_id = unique
+        parts.append(kept)
     return message.model_copy(update={"parts": parts})
 
 
-def _well_formed_call(call: ai.ToolPart, offered: list[str]) -> dict[str, object]:
+def _well_formed_call(call: ai.ToolPart, offered: list[str]) -> ai.ToolPart:
     name, arguments, id = map(encodable, (call.tool_name, call.tool_args, call.tool_call_id))
-    if arguments.strip() in ("", "null"):  # what some models send to a tool that has no parameters
+    if arguments.strip() in ("", "null"):  # as some models call a tool that has no parameters
         arguments = "{}"
-    if is_provider_executed(call):
-        return {"tool_call_id": id, "result": _well_formed_json(call.result)}
     if problem := _call_problem(name, arguments, offered):
         rejected = {"tool": name, "arguments": arguments, "problem": problem}
         name, arguments = rejected_tool_call.name, json.dumps(rejected, ensure_ascii=False)
-    return {"tool_call_id": id, "tool_name": name, "tool_args": arguments, "args_delta": None}
+    update = {"tool_call_id": id or "call", "tool_name": name, "tool_args": arguments, "args_delta": None}
+    return call.model_copy(update=update)
 
 
 def _call_problem(name: str, arguments: str, offered: list[str]) -> str | None:
@@ -68,7 +62,3 @@ def _call_problem(name: str, arguments: str, offered: list[str]) -> str | None:
     except ValueError as error:
         return f"the arguments of {name} are not valid JSON: {error}"
     return None if isinstance(value, dict) else f"the arguments of {name} must be a JSON object"
-
-
-def _well_formed_json(value: object) -> object:
-    return json.loads(encodable(json.dumps(value, ensure_ascii=False)))

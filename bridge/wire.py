@@ -40,10 +40,12 @@ class ProviderFile(ai.FilePart):
 
 
 class ProviderTool(ai.ToolPart):
-    """A tool call with the metadata of its provider. `provider_executed`: the provider itself ran the tool."""
+    """A tool call with the metadata of its provider. `provider_executed`: the provider itself ran the tool. The result
+    then may have metadata as well."""
 
     provider_metadata: Metadata = pydantic.Field(default_factory=dict)
     provider_executed: bool = False
+    result_metadata: Metadata = pydantic.Field(default_factory=dict)
 
 
 class ProviderMessage(ai.Message):
@@ -96,8 +98,8 @@ def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapH
             plain["encoding"] = "base64"  # `FilePart.data` may be a string as well
         if metadata := metadata_of(part):
             plain["provider_metadata"] = metadata
-        if is_provider_executed(part):
-            plain["provider_executed"] = True
+        if isinstance(part, ProviderTool) and part.provider_executed:
+            plain |= {"provider_executed": True, "result_metadata": part.result_metadata}
     return dumped
 
 
@@ -121,7 +123,8 @@ def _load_part(part: Any) -> Any:
 
 
 WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pydantic.WrapValidator(_load_message)]
-"""An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included."""
+"""An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included. For fields
+of pydantic models: Temporal takes it for a plain `ai.Message` where it is the type of a whole payload."""
 
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ import httpx
 import pydantic
 import vercel_ai_sdk as ai
 from httpx_sse import EventSource, SSEError
+from pydantic_core import from_json
 from vercel_ai_sdk.ai_gateway.errors import GatewayError, create_gateway_error
 from vercel_ai_sdk.core.media import data as media_data
 from vercel_ai_sdk.core.media import download as media_download
@@ -32,7 +33,7 @@ from bridge.wire import (
     ProviderReasoning,
     ProviderText,
     ProviderTool,
-    is_provider_executed,
+    encodable,
     metadata_of,
 )
 from options.http import http_client, proxy_for
@@ -94,10 +95,14 @@ class GatewayModel(ai.LanguageModel):
         """Yield the message each time that it has grown, and in the end the whole message with its usage."""
         self.finish_reason = None
         answer = _Answer()
-        async with aclosing(self._parts(await _request(messages, tools, output_type))) as parts:
-            async for part in parts:
-                if answer.add(part):
-                    yield answer.message()
+        try:
+            async with aclosing(self._parts(await _request(messages, tools, output_type))) as parts:
+                async for part in parts:
+                    if answer.add(part):
+                        yield answer.message()
+        except httpx.TransportError:
+            if answer.finish_reason is None:  # or the answer is whole, and paid for
+                raise
         if answer.finish_reason is None:
             raise IncompleteAnswer("the model's stream ended before its finish part")
         if answer.finish_reason == "error":
@@ -198,15 +203,13 @@ async def _prompt(message: ai.Message) -> list[dict[str, Any]]:
             case ai.FilePart():
                 content.append({**await _file(part), **extra})
             case ai.ToolPart():
-                by_provider = is_provider_executed(part)
                 call = {"type": "tool-call", "toolCallId": part.tool_call_id, "toolName": part.tool_name}
-                arguments = json.loads(part.tool_args or "{}")
-                content.append(
-                    call | {"input": arguments} | extra | ({"providerExecuted": True} if by_provider else {})
-                )
+                by_provider = isinstance(part, ProviderTool) and part.provider_executed
+                if part.tool_args or not by_provider:  # or it is only the result of a call in an earlier message
+                    executed = {"providerExecuted": True} if by_provider else {}
+                    content.append(call | {"input": _arguments(part)} | executed | extra)
                 if part.status != "pending":
-                    result = call | {"type": "tool-result", "output": _output(part)}
-                    (content if by_provider else results).append(result)
+                    (content if by_provider else results).append(call | {"type": "tool-result"} | _result(part))
     entries = [{"role": message.role, "content": content}] if content else []
     return [*entries, {"role": "tool", "content": results}] if results else entries
 
@@ -223,30 +226,52 @@ async def _file(part: ai.FilePart) -> Part:
     return entry if part.filename is None else {**entry, "filename": part.filename}
 
 
-def _output(part: ai.ToolPart) -> Part:
+def _arguments(part: ai.ToolPart) -> object:
+    try:
+        return from_json(part.tool_args or "{}", allow_inf_nan=False)
+    except ValueError:  # of a provider's own tool, which may take anything
+        return part.tool_args
+
+
+def _result(part: ai.ToolPart) -> Part:
+    by_provider = isinstance(part, ProviderTool) and part.provider_executed
     if part.status == "result":
-        return {"type": "json", "value": part.result}
-    if is_provider_executed(part):
-        return {"type": "error-json", "value": part.result}
-    return {"type": "error-text", "value": "" if part.result is None else str(part.result)}
+        output: Part = {"type": "json", "value": part.result}
+    elif by_provider:
+        output = {"type": "error-json", "value": part.result}
+    else:
+        output = {"type": "error-text", "value": "" if part.result is None else str(part.result)}
+    if isinstance(part, ProviderTool) and part.result_metadata:
+        return {"output": output, "providerOptions": part.result_metadata}
+    return {"output": output}
 
 
 # ── The answer ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _parsed(data: str) -> Part:
+    """One part of the stream. MalformedStream: it is none. GatewayError: it reports an error."""
+
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        part = json.loads(data, parse_constant=no_number)
+        part: Part = json.loads(data, parse_constant=no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise MalformedStream(f"a part is no JSON ({error}): {data[:100]}") from None
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise MalformedStream(f"a part has no type: {data[:100]}")
+    if "\\ud" in data.lower():  # half of a surrogate pair, which only a delta may have: the other half is in the next
+        part = json.loads(encodable(json.dumps(part, ensure_ascii=False))) | {
+            n: part[n] for n in ("delta",) if n in part
+        }
     if part["type"] == "error":
-        raise _reported(part.get("error"))
+        raise _reported(part)
     return part
+
+
+def _finite(number: str) -> float | None:
+    return value if math.isfinite(value := float(number)) else None
 
 
 class _Answer:
@@ -363,6 +388,8 @@ class _Answer:
             i = len(self._parts)
             self._parts.append(ProviderTool(tool_call_id=id, tool_name=name, tool_args=""))
         self._whole.add(i)
+        if arguments.strip() in ("", "null"):  # as some models call a tool that has no parameters
+            arguments = "{}"
         self._change(i, tool_args=arguments, state="done", provider_executed=part.get("providerExecuted") is True)
         self._keep_metadata(i, part)
 
@@ -372,10 +399,11 @@ class _Answer:
         i = self._find(id, lambda i, call: True)
         if i is None:
             i = len(self._parts)
-            self._parts.append(ProviderTool(tool_call_id=id, tool_name=_id(part, "toolName"), tool_args="{}"))
+            self._parts.append(ProviderTool(tool_call_id=id, tool_name=_id(part, "toolName"), tool_args=""))
         status: Literal["error", "result"] = "error" if part.get("isError") else "result"
+        metadata = part.get("providerMetadata")
         self._change(i, status=status, result=part.get("result"), state="done", provider_executed=True)
-        self._keep_metadata(i, part)
+        self._change(i, result_metadata=metadata if isinstance(metadata, dict) else {})
 
     def _find(self, id: str, fits: Callable[[int, ai.ToolPart], bool]) -> int | None:
         """Where the latest tool call with this id is that fits."""
@@ -463,7 +491,7 @@ def _refusal(response: httpx.Response) -> GatewayError:
     text = f"HTTP {status}: {message}"
     if not is_final_status(status) and _is_final(error, status):
         return RefusedRequest(text, status_code=status)
-    plain = {"message": message, "type": str(error.get("type")) if isinstance(error, dict) else ""}
+    plain = {"message": message, "type": str(error.get("type"))}
     failure = create_gateway_error(
         response_body={"error": plain}, status_code=status, api_key_provided=bool(environment()[1])
     )
@@ -474,30 +502,27 @@ def _refusal(response: httpx.Response) -> GatewayError:
 def _reported(sent: object) -> GatewayError:
     """The error of an `error` part in the stream."""
     error = _innermost(sent)
-    status = error.get("statusCode") if isinstance(error, dict) else None
-    if not isinstance(status, int):
-        status = None
+    status = error.get("statusCode") if isinstance(error.get("statusCode"), int) else None
     text = f"HTTP {status}: {_message(error)}" if status else f"the model's stream reported an error: {_message(error)}"
     return (RefusedRequest if _is_final(error, status) else IncompleteAnswer)(text, status_code=status or 500)
 
 
-def _innermost(error: object) -> object:
-    while isinstance(error, dict) and isinstance(error.get("error"), dict | str):
-        error = error["error"]
-    return error
+def _innermost(error: object) -> dict[str, Any]:
+    """The error itself, with what is said around it and not in it."""
+    while isinstance(error, dict) and isinstance(inner := error.get("error"), dict | str):
+        around = {name: value for name, value in error.items() if name != "error"}
+        error = around | (inner if isinstance(inner, dict) else {"message": inner})
+    return error if isinstance(error, dict) else {"message": error}
 
 
-def _message(error: object) -> str:
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return str(error["message"])
-    return error if isinstance(error, str) else json.dumps(error)
+def _message(error: dict[str, Any]) -> str:
+    message = error.get("message")
+    return message if isinstance(message, str) else json.dumps(message or error)
 
 
-def _is_final(error: object, status: int | None) -> bool:
+def _is_final(error: dict[str, Any], status: int | None) -> bool:
     """Whether the same request would be refused again. The gateway's own word counts first, then what is wrong, then
     the status; the type counts where there is no status."""
-    if not isinstance(error, dict):
-        return False
     if isinstance(retryable := error.get("isRetryable"), bool):
         return not retryable
     kinds = {str(error.get("type")), str(error.get("code"))}

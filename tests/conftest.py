@@ -44,7 +44,7 @@ async def client() -> AsyncIterator[Client]:
     """A client of the server that the tests of this process share."""
     # By default a run starts no sooner than a second after the one that it continues.
     at_once = ("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"')
-    with dev_server(*devserver.SERVER_SETTINGS[2:4], *at_once) as (_, address):
+    with dev_server(*devserver.FAST, *at_once) as (_, address):
         yield await Client.connect(address, plugins=[DurableAgents(GatewayModel)])
 
 

@@ -92,7 +92,7 @@ async def marathon(client: Client, calls: int) -> bool:
 
 
 async def with_server(calls: int) -> bool:
-    with dev_server(*devserver.SERVER_SETTINGS[2:4]) as (_, address):
+    with dev_server(*devserver.FAST) as (_, address):
         return await marathon(await Client.connect(address, plugins=[DurableAgents(GatewayModel)]), calls)
 
 
