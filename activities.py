@@ -80,7 +80,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     try:
         async with (
             # The server would end the attempt a moment later, and have it made again as often as for an outage.
-            asyncio.timeout(time.total_seconds() * 0.95) as too_long,
+            asyncio.timeout(time.total_seconds() * 0.9) as too_long,
             asyncio.timeout(idle_timeout.total_seconds()) as stalled,
             aclosing(model.stream(request.messages, request.tools or None, output_type=request.output_type)) as stream,
         ):

@@ -187,10 +187,10 @@ def temporal_tool[**P, R](
         )
 
     function = tool._fn  # private: a Tool does not show the function it was made of
-    if not inspect.iscoroutinefunction(function):
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
         raise TypeError(
-            f"{tool.name} is not an async function, and would block the worker: write `async def`, and put what blocks "
-            "into `asyncio.to_thread()`"
+            f"{tool.name} is not an async function that returns its result: write `async def`, and put what blocks "
+            "into `asyncio.to_thread()`; a tool that yields messages stays unwrapped"
         )
     signature = inspect.signature(function, eval_str=True)
     if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):

@@ -4,18 +4,16 @@ In an activity, `sorted_failures()` turns an error into an `ApplicationError` th
 workflow, `failure_of()` finds the failure inside of the groups that `ai.run()` raises.
 """
 
+import asyncio
 import json
-import os
-import re
-from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 import httpx
 from temporalio import activity, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
 
+from bridge.redaction import redacted, redacted_detail
 from bridge.wire import encodable
 
 # The code is wrong, or the call is, and the same call is taken to fail again. Everything else may be a passing fault
@@ -34,9 +32,6 @@ PROGRAMMING_ERRORS = (
     TypeError,
 )
 FINAL_ERRORS = (*PROGRAMMING_ERRORS, ValueError, httpx.InvalidURL, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
-
-MIN_SECRET = 8
-"""Characters. A shorter value of an environment variable is no secret, and may be part of any word."""
 
 
 class ToolError(json.JSONDecodeError):
@@ -67,7 +62,7 @@ def sorted_failures() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or (isinstance(error, CancelledError) and activity.is_cancelled()):
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, asyncio.CancelledError) and _is_cancelled()):
             raise
         while isinstance(error, BaseExceptionGroup):  # of a tool that uses a TaskGroup
             error = error.exceptions[0]
@@ -77,13 +72,19 @@ def sorted_failures() -> Iterator[None]:
             # `from None`, here and below: a cause would put its own text, secrets included, into the history.
             raise ApplicationError(
                 redacted(error.message),
-                *map(_redacted_detail, error.details),
+                *map(redacted_detail, error.details),
                 type=error.type,
                 non_retryable=error.non_retryable,
                 next_retry_delay=error.next_retry_delay,
                 category=error.category,
             ) from None
         raise ApplicationError(one_line(error), type=type(error).__name__, non_retryable=is_final(error)) from None
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody else cancels this activity: the server, or the end of the event loop."""
+    task = asyncio.current_task()
+    return activity.is_cancelled() or (task is not None and task.cancelling() > 0)
 
 
 def is_final(error: BaseException) -> bool:
@@ -116,32 +117,6 @@ def one_line(error: BaseException) -> str:
         text = f"{kind}: {text}".removesuffix(": ")
     # Every failed attempt stands in the history or the Web UI.
     return encodable(redacted(text))[:2000]
-
-
-def redacted(text: str) -> str:
-    """The text without the user part of URLs, and without the values of secrets in the environment: a server may echo
-    them, and a driver quotes its URL."""
-    for name, value in os.environ.items():
-        secrets = []
-        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
-            secrets = [value, repr(value)[1:-1], " ".join(value.split())]
-        elif user := re.search(r"://(?:[^\s/@:]*:)?(\S+)@", value):
-            secrets = [user[1], unquote(user[1])]
-        for secret in secrets:
-            if len(secret) >= MIN_SECRET:
-                text = text.replace(secret, f"${name}")
-    return re.sub(r"(\w://)[^\s/]+@", r"\1…@", text)
-
-
-def _redacted_detail(detail: object) -> object:
-    match detail:
-        case str():
-            return redacted(detail)
-        case list() | tuple():
-            return [_redacted_detail(item) for item in detail]
-        case dict():
-            return {key: _redacted_detail(value) for key, value in detail.items()}
-    return detail
 
 
 # ── In a workflow ────────────────────────────────────────────────────────────────────────────────────────

@@ -37,10 +37,14 @@ def proxy_for(url: str) -> str | None:
     if found is None or _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = proxies[found] if "://" in proxies[found] else f"http://{proxies[found]}"
-    if proxy.partition("://")[0].lower() not in PROXY_SCHEMES:
+    try:
+        usable = httpx.URL(proxy).scheme in PROXY_SCHEMES and bool(httpx.URL(proxy).host)
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
         raise ValueError(
-            f"{found.upper()}_PROXY names a {proxy.partition('://')[0]}:// proxy, which cannot be used for {host}: "
-            "name one with http://, https://, socks5:// or socks5h://, or set NO_PROXY"
+            f"{found.upper()}_PROXY names a proxy that cannot be used for {host}: name one with http://, https://, "
+            "socks5:// or socks5h://, or set NO_PROXY"
         )
     return proxy
 

@@ -81,7 +81,7 @@ def test_a_proxy_that_cannot_work_is_named_before_the_run_starts(
 ) -> None:
     proxy = {"ALL_PROXY": "socks://user:a-password@127.0.0.1:9", "NO_PROXY": ""}
     line = error(run_main("Weather?", env={**standin.environment, outside: "", **proxy}))
-    assert line.startswith("Error: ALL_PROXY names a socks:// proxy, which cannot be used for ")
+    assert line.startswith("Error: ALL_PROXY names a proxy that cannot be used for ")
     assert "a-password" not in line
 
 
