@@ -2,16 +2,19 @@
 
 `llm_stream_activity` fetches the conversation from its workflow, calls the model and drains the answer.
 `tool_call_activity` calls the original function of a tool by name. Both heartbeat in the background, so that the server
-notices a dead worker within seconds. Both sort their failures: what would fail again the same way is final, the rest is
-left to the retry policy.
+notices a dead worker within seconds.
 
-Nothing here names a tool, a model or a task queue.
+Both sort their failures into two kinds (bridge/failures.py). Final is a failure that the same call would meet again: a
+bug, a `ValueError`, most of HTTP 4xx, or an error that says so itself. All others are left to the retry policy. A model
+call that fails for good ends the run. A tool call that fails for good is told to the model.
+
+This file names no tool, no model and no task queue, so that you can copy it unchanged.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,25 +25,24 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from bridge.failures import MalformedStream, one_line, sorted_failures
+from bridge.heartbeats import Live, heartbeats
 from bridge.messages import well_formed
 from bridge.transcript import fetch_request
 from bridge.wire import (
     PAYLOAD_LIMIT,
-    LiveText,
     ModelCall,
     ModelReply,
     ModelRequest,
     ToolCall,
     ToolReply,
-    encodable,
     text_of,
 )
 
 # ── The model ────────────────────────────────────────────────────────────────────────────────────────────
 
-MALFORMED_ANSWER_ATTEMPTS = 3
-"""Attempts of a call, counting those that failed for other reasons: from this one on, an answer that cannot be used is
-final. A model may do better when it is asked again, but each attempt is paid for."""
+UNUSABLE_ANSWER_ATTEMPTS = 3
+"""The attempt of a call from which on an unusable answer is final. Attempts that failed for other reasons count, too. A
+model may do better when it is asked again, but each attempt is paid for."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class ModelActivities:
         """Fetch a request from the calling workflow, send it to the model, and return the finished message.
 
         Raises:
-            ApplicationError: Not retryable where asking again cannot help (a bad key, an unknown model, a bad request:
-                see `is_final`), and for an answer over `PAYLOAD_LIMIT`. From the attempt `MALFORMED_ANSWER_ATTEMPTS`
-                on also for an answer that is empty, malformed or too long for the activity's time. Retryable otherwise.
+            ApplicationError: Final where asking again cannot help (a bad key, an unknown model, a bad request), and for
+                an answer over `PAYLOAD_LIMIT`. From the attempt `UNUSABLE_ANSWER_ATTEMPTS` on also for an unusable
+                answer: one that is empty, malformed, or too long for the activity's time. Retryable otherwise.
         """
         with sorted_failures():
-            async with _heartbeats() as live:
+            async with heartbeats() as live:
                 request = await fetch_request(call.number)
                 model = self.make_model(call.model)
                 message = await _drain(model, request, call.idle_timeout, live)
@@ -68,18 +70,19 @@ class ModelActivities:
                     finish_reason=getattr(model, "finish_reason", None),
                 )
                 if not (message.tool_calls or message.files or text_of(message).strip()):
-                    raise _unusable(f"the model answered with nothing (finish reason: {reply.finish_reason})")
+                    raise _unusable_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
                 _check_size("the model's answer", reply)
                 return reply
 
 
-async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: "_Live") -> ai.Message:
+async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: Live) -> ai.Message:
+    """Take in the whole answer, and show it as it comes. Gives up a silent model, and an answer that takes too long."""
     message: ai.Message | None = None
     clock = asyncio.get_running_loop().time
     time = activity.info().start_to_close_timeout or timedelta.max
     try:
         async with (
-            # The server would end the attempt a moment later, and have it made again as often as for an outage.
+            # Before the server's own limit, which would count as an outage and be tried again 60 times.
             asyncio.timeout(time.total_seconds() * 0.9) as too_long,
             asyncio.timeout(idle_timeout.total_seconds()) as stalled,
             aclosing(model.stream(request.messages, request.tools or None, output_type=request.output_type)) as stream,
@@ -91,22 +94,24 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
         if stalled.expired():
             raise TimeoutError(f"the model sent nothing for {idle_timeout.total_seconds():g} s") from None
         if too_long.expired():
-            raise _unusable(f"the model's answer was not finished in time: start_to_close_timeout is {time}") from None
+            raise _unusable_answer(
+                f"the model's answer was not finished in time: start_to_close_timeout is {time}"
+            ) from None
         raise
-    except (json.JSONDecodeError, pydantic.ValidationError) as error:
+    except (json.JSONDecodeError, pydantic.ValidationError) as error:  # the SDK's, for structured output
         if request.output_type is None:
             raise
         problem = f"the model's answer is not a {request.output_type.__name__}: {one_line(error)}"
-        raise _unusable(problem) from None
+        raise _unusable_answer(problem) from None
     except (MalformedStream, KeyError) as error:  # KeyError: the SDK's, for a part of a block that was never begun
-        raise _unusable(f"the model's stream is malformed: {one_line(error)}") from None
+        raise _unusable_answer(f"the model's stream is malformed: {one_line(error)}") from None
     if message is None:
-        raise _unusable("the model's stream was empty")
+        raise _unusable_answer("the model's stream was empty")
     return message
 
 
-def _unusable(problem: str) -> ApplicationError:
-    last = activity.info().attempt >= MALFORMED_ANSWER_ATTEMPTS
+def _unusable_answer(problem: str) -> ApplicationError:
+    last = activity.info().attempt >= UNUSABLE_ANSWER_ATTEMPTS
     return ApplicationError(problem, type="MalformedAnswer", non_retryable=last)
 
 
@@ -135,86 +140,27 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
     """Call the original function of a tool and return its result, as JSON.
 
     Raises:
-        ApplicationError: Not retryable for an error that the same arguments would cause again (see `is_final`), and
-            for a result that is not JSON or over `PAYLOAD_LIMIT`. Retryable for the rest, and for a tool that this
-            worker does not have, since another one may.
+        ApplicationError: Final for an error that the same arguments would cause again, and for a result that is not
+            JSON or over `PAYLOAD_LIMIT`. Retryable for the rest, and for a tool that this worker does not have, since
+            another worker may have it.
     """
     function = _originals.get(call.tool)
     if function is None:
         raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
     with sorted_failures():
-        async with _heartbeats():
+        async with heartbeats():
             result = await function(**call.arguments)
         try:
             reply = ToolReply(result=to_jsonable_python(result, bytes_mode="base64"))
             json.dumps(reply.result, allow_nan=False)
-        except ValueError as error:
+        except ValueError as error:  # final, as the same result would come again
             raise ValueError(f"the result of {call.tool} is not JSON: {one_line(error)}") from None
         _check_size(f"the result of {call.tool}", reply)
         return reply
 
 
-# ── Heartbeats ───────────────────────────────────────────────────────────────────────────────────────────
-
-LIVE_SECONDS = 0.05
-"""Seconds from the first news of a model to the heartbeat that reports it. The worker sends heartbeats on no more often
-than its `max_heartbeat_throttle_interval` says."""
-
-LIVE_LIMIT = 20_000
-"""Characters of an answer that are reported while it comes: the last ones, since every report has them all."""
-
-
-@asynccontextmanager
-async def _heartbeats() -> AsyncGenerator["_Live"]:
-    """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
-    live = _Live()
-    # Without a timeout too, since a heartbeat is how an activity hears that it is cancelled.
-    seconds = (activity.info().heartbeat_timeout or timedelta(minutes=1)).total_seconds() / 3
-
-    async def beat() -> None:
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(live.changed.wait(), seconds)
-                await asyncio.sleep(LIVE_SECONDS)  # more may come, and a call that is done by then needs no heartbeat
-            live.changed.clear()
-            activity.heartbeat(*live.details())
-
-    task = asyncio.create_task(beat())
-    try:
-        yield live
-    finally:
-        task.cancel()
-
-
-class _Live:
-    """The details of an activity's heartbeats."""
-
-    def __init__(self) -> None:
-        self.changed = asyncio.Event()
-        self._message: ai.Message | None = None
-
-    def show(self, message: ai.Message) -> None:
-        self._message = message
-        self.changed.set()
-
-    def details(self) -> list[LiveText]:
-        if self._message is None:
-            return []
-        text = text_of(self._message)
-        reasoning = "".join(part.text for part in self._message.parts if isinstance(part, ai.ReasoningPart))
-        live = LiveText(
-            attempt=activity.info().attempt,
-            text=encodable(text[-LIVE_LIMIT:]),
-            reasoning=encodable(reasoning[-LIVE_LIMIT:]),
-            start=max(0, len(text) - LIVE_LIMIT),
-        )
-        return [live]
-
-
-# ── Sizes ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _check_size(what: str, value: pydantic.BaseModel) -> None:
+    """Refuse a result that the server would refuse, with a clear error. External storage takes any size."""
     size = len(value.model_dump_json().encode())
     if size > PAYLOAD_LIMIT and activity.client().data_converter.external_storage is None:
         raise ApplicationError(

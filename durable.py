@@ -11,7 +11,8 @@
             ...
 
 A workflow is replayed: its code runs again, and the recorded results of its activities come back at once. So there is
-no clock, no randomness and no I/O in this file. Nothing here names a tool, a model or a task queue.
+no clock, no randomness and no I/O in this file. It names no tool, no model and no task queue, so that you can copy it
+unchanged.
 """
 
 import asyncio
@@ -46,20 +47,10 @@ MODEL_OPTIONS = workflow.ActivityConfig(
     # A long answer may take as long as it takes. Silence is found by the idle timeout, a dead worker by the heartbeats.
     start_to_close_timeout=timedelta(hours=24),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    # About half an hour of attempts: rides out an outage of the provider, but not for ever. There is no
+    # Half an hour of waiting between the attempts: rides out an outage of the provider, but not for ever. There is no
     # schedule-to-close timeout, which would go on counting while no worker runs.
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
 )
-
-
-class Continuing(Protocol):
-    """Lets a long run continue as new; options/continuing.py has one."""
-
-    calls: int
-    """How many model calls the runs before this one made."""
-
-    def before_call(self, calls: int, messages: list[ai.Message]) -> None:
-        """Called before each model call. May raise `workflow.ContinueAsNewError`."""
 
 
 class TemporalLanguageModel(ai.LanguageModel):
@@ -67,8 +58,8 @@ class TemporalLanguageModel(ai.LanguageModel):
 
     Args:
         model: The model's name; the worker makes the real model of it (`DurableAgents`).
-        max_calls: How many calls to allow, those of the runs that this one continues included: a loop that never ends
-            must not cost money for ever. 50 is far more than an answer takes.
+        max_calls: Limit for the whole conversation, across runs that continue as new: a loop that never ends must not
+            cost money for ever. 50 is far more than an answer takes.
         idle_timeout: How long no part of an answer may come before the attempt fails. Two minutes, since some models
             think for more than one before the first word.
         continuing: Lets the run continue as new when its history is long. Without it, a run ends at Temporal's limit.
@@ -81,13 +72,13 @@ class TemporalLanguageModel(ai.LanguageModel):
         *,
         max_calls: int = 50,
         idle_timeout: timedelta = timedelta(minutes=2),
-        continuing: Continuing | None = None,
+        continuing: "Continuing | None" = None,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model
         self.max_calls = max_calls
         self.calls = continuing.calls if continuing else 0
-        """How many calls were made, those of the runs before this one included."""
+        """Model calls of the whole conversation so far."""
         self.finish_reason: str | None = None
         """Why the latest answer ended, in the model's words: `stop`, `tool-calls`, `length`, `content-filter`, …"""
         self._idle_timeout = idle_timeout
@@ -118,23 +109,34 @@ class TemporalLanguageModel(ai.LanguageModel):
         if self._continuing is not None:
             self._continuing.before_call(self.calls, messages)
         self.calls += 1
-        await _Pump.park()
+        await _Pump.start()
         request = ModelRequest(
             messages=messages,
             tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
             output_type=output_type,
         )
         summary = f"{self.model}, call {self.calls}"
-        # Only the number goes into the history: the activity fetches the request from this workflow.
+        # Only a number goes into the history, which keeps the input of an activity for good. The activity fetches the
+        # request from this workflow, by a Temporal query: see bridge/transcript.py.
         with conversation().opened(request) as number, doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
                 ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
                 **(workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options),
             )
-            conversation().replied(reply.message)
+            conversation().replied(reply.message)  # for people who query the transcript
         self.finish_reason = reply.finish_reason
         yield reply.message
+
+
+class Continuing(Protocol):
+    """Lets a long run continue as new; options/continuing.py has one."""
+
+    calls: int
+    """How many model calls the runs before this one made."""
+
+    def before_call(self, calls: int, messages: list[ai.Message]) -> None:
+        """Called before each model call. May raise `workflow.ContinueAsNewError`."""
 
 
 # ── Tool calls ───────────────────────────────────────────────────────────────────────────────────────────
@@ -142,8 +144,8 @@ class TemporalLanguageModel(ai.LanguageModel):
 TOOL_OPTIONS = workflow.ActivityConfig(
     start_to_close_timeout=timedelta(minutes=10),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    # Fewer: when a tool does not work, the model can often do without it.
-    retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10), maximum_attempts=5),
+    # Fewer attempts than for the model: when a tool does not work, the model can often do without it.
+    retry_policy=RetryPolicy(maximum_attempts=5),
 )
 
 type BeforeCall = Callable[[ToolCall], Awaitable[None]]
@@ -157,20 +159,22 @@ def temporal_tool[**P, R](
 ) -> ai.Tool[P, R]:
     """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
 
-    Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry, where
-    `ai.execute_tool` looks it up. Outside a workflow the new tool calls the original function. Inside, a call that
-    fails for good raises a `ToolError`, which `ai.execute_tool` gives to the model. Either way the arguments arrive
-    as the function annotates them, pydantic models included. The result, inside, is what JSON makes of it.
+    Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
+    `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
+    the original function. Inside, a call that fails for good raises a `ToolError`, which `ai.execute_tool` gives to the
+    model. Either way the arguments arrive as the function annotates them, pydantic models included. The result of a
+    call in a workflow is plain JSON: a pydantic model comes back as a dictionary, whatever the type says.
 
-    Every process that imports the module keeps the original function for `tool_call_activity`. Wrapping a tool again
-    with the same options returns the first wrapper: the sandbox imports workflow files anew for every run.
+    Every worker has to import the module, also one that only runs activities. Wrapping a tool again with the same
+    options returns the first wrapper, because the sandbox imports workflow files anew for every run.
 
     Args:
         tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model. It must not
             block the event loop for seconds: the heartbeats would stop, and the call would be made again elsewhere.
-        before: Awaited before each call: `ask_a_person` of options/approvals.py, for example.
+        before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example.
         options: Activity options, over the ones in `TOOL_OPTIONS`. A tool that must not run twice takes
-            `retry_policy=RetryPolicy(maximum_attempts=1)`.
+            `retry_policy=RetryPolicy(maximum_attempts=1)`. After a crash the model is told that nobody knows whether
+            the call took effect.
 
     Raises:
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
@@ -205,12 +209,13 @@ def temporal_tool[**P, R](
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
+        # Not `bound.arguments`, which nests what a `**kwargs` takes.
         arguments = {**dict(zip(signature.parameters, bound.args, strict=False)), **bound.kwargs}
         activity_input = ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments))
-        await _Pump.park()
+        await _Pump.start()
+        if before is not None:
+            await before(activity_input)
         try:
-            if before is not None:
-                await before(activity_input)
             with doing(f"calling {activity_input.summary}"):
                 reply = await workflow.execute_activity(
                     tool_call_activity,
@@ -219,7 +224,7 @@ def temporal_tool[**P, R](
                 )
         except ActivityError as error:
             if is_cancelled_exception(error):
-                raise asyncio.CancelledError from error  # which `asyncio.timeout()` in the loop knows
+                raise asyncio.CancelledError from error  # `asyncio.timeout()` in the loop knows no other
             raise ToolError(f"{tool.name} failed: {reason_of(error)}") from error
         return cast(R, reply.result)
 
@@ -240,32 +245,34 @@ def temporal_tools(
 
 
 class _Pump:
-    """Keeps `ai.run()` from writing timers while it has nothing to do.
+    """Keeps `ai.run()` from writing timers while it waits.
 
-    `ai.run()` waits for its next step for 0.1 s at a time, over and over. In a workflow each of these waits is a
-    durable timer: a tool that takes an hour would fill the history. While it has a step, it just awaits the step. So
-    it is given a step that produces nothing, and ends when there is another step or a message to pass on.
+    `ai.run()` takes steps from a queue; a model call is a step. While the queue is empty, it looks again every 0.1 s,
+    and in a workflow each of these waits is a durable timer: a tool that takes an hour would fill the history. While a
+    step runs, `ai.run()` just awaits the step. So the pump queues an idle step, which yields no message. The idle step
+    ends when the queue has another step, or when a message waits to be passed on. Then it queues itself again.
     """
 
-    _parked: ClassVar[WeakSet[ai.Runtime]] = WeakSet()
+    _started: ClassVar[WeakSet[ai.Runtime]] = WeakSet()
+    """Each `ai.run()` has a `Runtime`, and a replay makes a new one: so this set of all runs changes nothing in any."""
 
     @classmethod
-    async def park(cls) -> None:
-        """Give the `ai.run()` of this call such a step, for good. There is one for every `ai.run()`, not more: a step
-        makes way for any other, so two of them would make way for each other for ever."""
+    async def start(cls) -> None:
+        """Start the pump of this `ai.run()`, unless it runs. There is only one: of two idle steps, each would be
+        another step to the other, and neither would ever wait."""
         runtime = _runtime.get(None)
-        if runtime is not None and runtime not in cls._parked:
-            cls._parked.add(runtime)
-            await cls._put_step(runtime)
+        if runtime is not None and runtime not in cls._started:
+            cls._started.add(runtime)
+            await cls._queue_idle_step(runtime)
 
     @classmethod
-    async def _put_step(cls, runtime: ai.Runtime) -> None:
-        await runtime.put_step(functools.partial(cls._wait, runtime), asyncio.Future())
+    async def _queue_idle_step(cls, runtime: ai.Runtime) -> None:
+        await runtime.put_step(functools.partial(cls._idle_step, runtime), asyncio.Future())
 
     @classmethod
-    async def _wait(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:
-        steps, messages = runtime._step_queue, runtime._message_queue  # private: what `ai.run()` would find
+    async def _idle_step(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:
+        steps, messages = runtime._step_queue, runtime._message_queue  # private: the queues of `ai.run()`
         await workflow.wait_condition(lambda: not (steps.empty() and messages.empty()))
-        await cls._put_step(runtime)
-        for message in list[ai.Message]():  # yields nothing, as a step may
+        await cls._queue_idle_step(runtime)
+        for message in list[ai.Message]():  # none; a step has to be a generator
             yield message

@@ -20,7 +20,6 @@ import shlex
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext, suppress
-from datetime import timedelta
 
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion, WorkflowIDReusePolicy
@@ -28,8 +27,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-import tools
-from app import demo
+from app import demo, open_meteo
 from app.interrupts import Interrupts
 from app.output import COMMAND, UserError, one_line, print_answer, say, say_error, set_up_logging, title
 from app.runs import Handle, answer_question, find, has_worker, join, result_of, why_failed
@@ -65,7 +63,7 @@ def check_environment() -> None:
     """Find what would fail every model or tool call before a run is started. UserError: it cannot be used."""
     try:
         gateway.check_environment()
-        for url in (tools.geocoding_url(), tools.forecast_url()):
+        for url in (open_meteo.geocoding_url(), open_meteo.forecast_url()):
             proxy_for(url)
     except ValueError as error:
         raise UserError(one_line(error)) from error
@@ -129,8 +127,6 @@ def make_worker(
         client,
         task_queue=task_queue,
         workflows=[AgentWorkflow],
-        # How long a run waits for a worker that has it in its cache but died, before any other may take it.
-        sticky_queue_schedule_to_start_timeout=timedelta(seconds=5),
         deployment_config=WorkerDeploymentConfig(version, bool(build_id), behavior),
         on_fatal_error=on_fatal_error,
     )

@@ -36,7 +36,8 @@ HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
 text and the news that a call is cancelled. Where heartbeats cost money, as on Temporal Cloud, give the `Worker` another
 `max_heartbeat_throttle_interval`, up to a third of the heartbeat timeout: the text then comes in larger steps."""
 
-TEMPORALS_THROTTLE = timedelta(seconds=60)
+STICKY_TIMEOUT = timedelta(seconds=5)
+"""How long a run waits for the worker that has it in its cache, and may be dead, before any other may take it."""
 
 
 class DurableAgents(SimplePlugin):
@@ -48,7 +49,8 @@ class DurableAgents(SimplePlugin):
         make_model: Makes the model to call from the name that the workflow's `TemporalLanguageModel` has. Called for
             every call, since a model may keep the state of its stream. It has to raise when a stream breaks off, or
             half a message is taken for an answer: the SDK's own models do not, `GatewayModel` of options/gateway.py
-            does. None for a process that only starts runs, or that only drives workflows.
+            does. For an answer that it cannot read it raises a `MalformedStream` of bridge/failures.py. None for a
+            process that only starts runs, or that only drives workflows.
     """
 
     def __init__(self, make_model: Callable[[str], ai.LanguageModel] | None = None) -> None:
@@ -67,8 +69,10 @@ class DurableAgents(SimplePlugin):
         if self._interceptor in (config.get("interceptors") or ()):
             return config  # the same plugin on the client and on the worker
         config = super().configure_worker(config)
-        if config.get("max_heartbeat_throttle_interval") == TEMPORALS_THROTTLE:
+        if config.get("max_heartbeat_throttle_interval") == timedelta(seconds=60):  # Temporal's default
             config["max_heartbeat_throttle_interval"] = HEARTBEAT_THROTTLE
+        if config.get("sticky_queue_schedule_to_start_timeout") == timedelta(seconds=10):  # Temporal's default
+            config["sticky_queue_schedule_to_start_timeout"] = STICKY_TIMEOUT
         return config
 
 

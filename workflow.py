@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
 
     from bridge.wire import text_of
     from durable import TemporalLanguageModel, temporal_tools
-    from options.approvals import ask_before_tools, ask_when_told
+    from options.approvals import approve_if_enabled, enable_approvals
     from options.continuing import Carried, ContinueAsNew
     from tools import get_population, get_weather
 
@@ -37,11 +37,13 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
             return result
         message = result.messages[-1]
         messages.append(message)
+        # Each result goes into its call, which is a part of this message.
         await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))
 
 
-# From here on, `ai.execute_tool` finds the durable tools under the same names.
-temporal_tools(*TOOLS, before=ask_when_told)
+# From here on, `ai.execute_tool` finds the durable tools under the same names. A person is asked before a call only in
+# runs that enable approvals.
+temporal_tools(*TOOLS, before=approve_if_enabled)
 
 
 class AgentRequest(pydantic.BaseModel):
@@ -50,7 +52,7 @@ class AgentRequest(pydantic.BaseModel):
     query: str
     model: str
     max_model_calls: int = 50
-    """Stops a loop that never ends. The default is far more than an answer takes."""
+    """See `TemporalLanguageModel`."""
     approve: bool = False
     """Whether a person is asked before each tool call."""
     carried: Carried | None = None
@@ -73,8 +75,8 @@ class AgentWorkflow:
         continuing = ContinueAsNew(request)
         llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, continuing=continuing)
         if request.approve:
-            ask_before_tools()
+            enable_approvals()
         text = ""
         async for message in ai.run(agent, llm, request.query, checkpoint=continuing.checkpoint):
-            text = text_of(message)
+            text = text_of(message)  # that of the last message is the answer
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

@@ -18,7 +18,8 @@ with workflow.unsafe.imports_passed_through():
     import work
     from worker import WorkerOptions
 
-    from activities import _heartbeats, tool_call_activity
+    from activities import tool_call_activity
+    from bridge.heartbeats import heartbeats
     from bridge.wire import ModelReply, ToolCall, ToolReply
     from durable import MODEL_OPTIONS, TOOL_OPTIONS, temporal_tools
     from plugin import with_passthrough
@@ -31,7 +32,7 @@ class Turn(pydantic.BaseModel):
 
 @activity.defn
 async def model_activity(turn: Turn) -> ModelReply:
-    async with _heartbeats():
+    async with heartbeats():
         calls = work.calls_of_turn(turn.number, turn.turns)
         return ModelReply(message=instant.message(calls), finish_reason="tool-calls" if calls else "stop")
 

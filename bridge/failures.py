@@ -153,7 +153,8 @@ def reason_of(error: ActivityError) -> str:
     """Why an activity failed, for the model to read."""
     match error.cause:
         case TimeoutError(type=kind):
-            return f"it was not finished in time ({kind.name.lower() if kind else 'timeout'})"
+            kind_name = kind.name.lower() if kind else "timeout"
+            return f"it was not finished in time ({kind_name}), and nobody knows whether it took effect"
         case FailureError(message=message):
             return message
     return error.message

@@ -58,22 +58,22 @@ async def ask_a_person(call: ToolCall) -> None:
         raise ToolError(f"a person did not allow this call of {call.tool}: {answer.reason or 'no reason given'}")
 
 
-async def ask_when_told(call: ToolCall) -> None:
-    """`ask_a_person()`, in runs that have called `ask_before_tools()`."""
-    if _desk().told:
+async def approve_if_enabled(call: ToolCall) -> None:
+    """`ask_a_person()`, in workflow runs that have called `enable_approvals()`."""
+    if _desk().enabled:
         await ask_a_person(call)
 
 
-def ask_before_tools() -> None:
-    """Have this run ask before each call of the tools that were wrapped with `before=ask_when_told`."""
-    _desk().told = True
+def enable_approvals() -> None:
+    """Have this workflow run ask before each call of the tools that were wrapped with `before=approve_if_enabled`."""
+    _desk().enabled = True
 
 
 class _Desk:
     """The questions of one workflow run."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.enabled = False
         self._questions: dict[str, str] = {}
         self._answers: dict[str, Approval] = {}
         workflow.set_update_handler(APPROVAL, self._answer, validator=self._check)

@@ -38,9 +38,9 @@ from starlette.responses import Response
 
 from app import command_line, devserver
 from app.demo import CITIES
+from app.open_meteo import WEATHER_CODES
 from app.server import patiently, temporal_server
 from plugin import DurableAgents
-from tools import WEATHER_CODES
 
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
 MAX_ERRORS = 4  # as many as there are kills in a round: after another exit with an error, a run is given up

@@ -90,7 +90,8 @@ SAMPLE = {"main", "workflow", "tools", "durable", "activities", "plugin", "bridg
         (["durable.py"], {"activities", "bridge"}),
         (["plugin.py"], {"activities", "bridge"}),
         (["options"], {"bridge", "options"}),
-        (["tools.py"], {"options"}),
+        (["tools.py"], {"app"}),
+        (["app/open_meteo.py"], {"options"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -99,7 +100,7 @@ def test_no_arrow_leads_from_the_bridge_to_the_app(room: list[str], needs: set[s
 
 
 def test_the_tools_know_nothing_of_temporal() -> None:
-    assert "temporalio" not in imports("tools.py", "options/http.py")
+    assert "temporalio" not in imports("tools.py", "app/open_meteo.py", "options/http.py")
 
 
 def test_the_bridge_names_no_tool_city_model_or_task_queue() -> None:

@@ -33,7 +33,7 @@ import workflow
 from app.demo import finish, tool_call
 from bridge.wire import ModelReply, ModelRequest
 from durable import _Pump, temporal_tool, temporal_tools
-from options.approvals import ask_when_told
+from options.approvals import approve_if_enabled
 from options.gateway import GatewayModel
 from plugin import DurableAgents
 
@@ -108,7 +108,7 @@ async def test_the_history_replays(client: Client, start_agent: StartAgent) -> N
 async def test_nothing_of_a_finished_run_is_kept(start_agent: StartAgent) -> None:
     def kept() -> int:
         gc.collect()
-        return len(_Pump._parked)
+        return len(_Pump._started)
 
     await (await start_agent(COMPARE)).result()
     before = kept()
@@ -135,8 +135,8 @@ def test_a_wrapped_tool_is_a_new_tool_of_the_same_name_and_schema() -> None:
 
 
 def test_wrapping_again_gives_the_first_wrapper_and_nothing_else_of_the_name_is_wrapped() -> None:
-    [wrapped, _] = temporal_tools(*workflow.TOOLS, before=ask_when_told)
-    assert temporal_tools(*workflow.TOOLS, before=ask_when_told)[0] is wrapped
+    [wrapped, _] = temporal_tools(*workflow.TOOLS, before=approve_if_enabled)
+    assert temporal_tools(*workflow.TOOLS, before=approve_if_enabled)[0] is wrapped
     with pytest.raises(TypeError, match="get_weather is wrapped already"):
         temporal_tool(wrapped)
     with pytest.raises(TypeError, match="get_weather is wrapped already"):
@@ -152,7 +152,7 @@ def test_a_tool_that_takes_the_runtime_is_refused() -> None:
 
 
 async def test_outside_a_workflow_a_wrapped_tool_calls_its_original(standin: StandIn) -> None:
-    wrapped = temporal_tool(tools.get_population, before=ask_when_told)
+    wrapped = temporal_tool(tools.get_population, before=approve_if_enabled)
     assert await wrapped(city="Tokyo") == await tools.get_population(city="Tokyo")
     with pytest.raises(ValueError, match="Atlantis"):
         await wrapped(city="Atlantis")
@@ -264,7 +264,8 @@ async def test_a_tool_that_is_not_finished_in_time_is_reported_to_the_model(exec
     standin.play(calls(("1", "wait_for_ever", {})), text("I see"))
     await execute(agents.OtherWorkflow, "go")
     [result] = standin.calls[1].tool_results
-    problem = "ToolError: wait_for_ever failed: it was not finished in time (start_to_close)"
+    late = "it was not finished in time (start_to_close), and nobody knows whether it took effect"
+    problem = f"ToolError: wait_for_ever failed: {late}"
     assert result["output"] == {"type": "error-text", "value": problem}
 
 
@@ -354,7 +355,7 @@ def test_the_private_names_of_the_sdk_are_still_there() -> None:
     """Fails when an update of the SDK moves what durable.py and activities.py have to touch (`private:` in both)."""
     assert isinstance(tools.get_weather._fn, types.FunctionType)
     assert tools.get_weather._validator is not None
-    assert _tool_registry["get_weather"] is temporal_tool(tools.get_weather, before=ask_when_told)
+    assert _tool_registry["get_weather"] is temporal_tool(tools.get_weather, before=approve_if_enabled)
     assert ai.Runtime()._step_queue.empty()
     assert ai.Runtime()._message_queue.empty()
     assert _runtime.get(None) is None

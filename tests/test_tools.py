@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-import tools
-from app import demo
+from app import demo, open_meteo
 from tools import get_population, get_weather
 
 AnyTool = ai.Tool[..., Any]
@@ -147,7 +146,7 @@ async def test_a_population_that_is_not_recorded_is_no_number() -> None:
 @both_services
 async def test_a_refused_request_gives_the_reason(fault: Fault, tool: AnyTool, service: str) -> None:
     fault(service, "bad-request")
-    with pytest.raises(tools.OpenMeteoError, match=r"'Tokyo'.*400: Value out of range\.") as error:
+    with pytest.raises(open_meteo.OpenMeteoError, match=r"'Tokyo'.*400: Value out of range\.") as error:
         await tool(city="Tokyo")
     assert error.value.status_code == 400
 
@@ -166,7 +165,7 @@ async def test_a_failure_that_may_pass_is_not_blamed_on_the_city(
     fault: Fault, tool: AnyTool, service: str, name: str, message: str
 ) -> None:
     fault(service, name)
-    with pytest.raises(tools.OpenMeteoError, match=f"about 'Tokyo' {message}") as error:
+    with pytest.raises(open_meteo.OpenMeteoError, match=f"about 'Tokyo' {message}") as error:
         await tool(city="Tokyo")
     assert not isinstance(error.value, ValueError)
 
@@ -178,7 +177,7 @@ async def test_a_service_that_cannot_be_reached_is_reported(
     with demo.serve() as closed:
         pass
     monkeypatch.setenv(service, closed)
-    with pytest.raises(tools.OpenMeteoError, match="cannot ask about 'Tokyo'"):
+    with pytest.raises(open_meteo.OpenMeteoError, match="cannot ask about 'Tokyo'"):
         await tool(city="Tokyo")
 
 
@@ -194,9 +193,9 @@ async def test_a_service_that_does_not_answer_is_given_up(
 
     with demo.serve([Route("/", silent)]) as url:
         monkeypatch.setenv(service, url)
-        monkeypatch.setattr(tools, "TIMEOUT", httpx.Timeout(5, read=0.2))
+        monkeypatch.setattr(open_meteo, "TIMEOUT", httpx.Timeout(5, read=0.2))
         try:
-            with pytest.raises(tools.OpenMeteoError, match=r"'Tokyo' in time \(ReadTimeout\)"):
+            with pytest.raises(open_meteo.OpenMeteoError, match=r"'Tokyo' in time \(ReadTimeout\)"):
                 await tool(city="Tokyo")
         finally:
             over.set()

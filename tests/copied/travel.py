@@ -9,30 +9,29 @@ from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.worker import Worker
 
-with workflow.unsafe.imports_passed_through():
+with workflow.unsafe.imports_passed_through():  # loaded once; the rest of this file anew for every run
     import vercel_ai_sdk as ai
     from travel_model import ScriptedModel
     from travel_tools import charge, quote
 
+    from bridge.wire import text_of
     from durable import TemporalLanguageModel, temporal_tool
     from plugin import DurableAgents
 
-TOOLS: list[ai.ToolLike] = [quote, charge]
 temporal_tool(quote)
 temporal_tool(charge, retry_policy=RetryPolicy(maximum_attempts=1))
 
 
 async def travel_agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
-    return await ai.stream_loop(llm, ai.make_messages(user=query), TOOLS)
+    return await ai.stream_loop(llm, ai.make_messages(user=query), [quote, charge])
 
 
 @workflow.defn
 class TravelWorkflow:
     @workflow.run
     async def run(self, query: str) -> str:
-        answer = ""
         async for message in ai.run(travel_agent, TemporalLanguageModel("scripted"), query):
-            answer = message.text
+            answer = text_of(message)
         return answer
 
 

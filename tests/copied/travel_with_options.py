@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from travel_model import ScriptedModel
     from travel_tools import book, charge, quote
 
+    from bridge.wire import text_of
     from durable import TemporalLanguageModel, temporal_tool, temporal_tools
     from options.approvals import APPROVAL, Approval, ask_a_person, open_questions
     from options.continuing import Carried, ContinueAsNew
@@ -42,7 +43,7 @@ class TravelWorkflow:
         llm = TemporalLanguageModel("scripted", max_calls=5_000, continuing=continuing)
         answer = ""
         async for message in ai.run(travel_agent, llm, request.query, checkpoint=continuing.checkpoint):
-            answer = message.text
+            answer = text_of(message)
         return answer
 
 
