@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from bridge.failures import MalformedStream, one_line, sorted_failures
+from bridge.failures import MalformedStream, classified_failures, one_line
 from bridge.heartbeats import Live, heartbeats
 from bridge.messages import well_formed
 from bridge.transcript import fetch_request
@@ -41,7 +41,7 @@ from bridge.wire import (
 # ── The model ────────────────────────────────────────────────────────────────────────────────────────────
 
 UNUSABLE_ANSWER_ATTEMPTS = 3
-"""The attempt of a call from which on an unusable answer is final. Attempts that failed for other reasons count, too. A
+"""From this attempt of a call on, an unusable answer is final. Attempts that failed for other reasons count, too. A
 model may do better when it is asked again, but each attempt is paid for."""
 
 
@@ -60,13 +60,13 @@ class ModelActivities:
                 an answer over `PAYLOAD_LIMIT`. From the attempt `UNUSABLE_ANSWER_ATTEMPTS` on also for an unusable
                 answer: one that is empty, malformed, or too long for the activity's time. Retryable otherwise.
         """
-        with sorted_failures():
+        with classified_failures():
             async with heartbeats() as live:
                 request = await fetch_request(call.number)
                 model = self.make_model(call.model)
                 message = await _drain(model, request, call.idle_timeout, live)
                 reply = ModelReply(
-                    message=well_formed(message, request),
+                    message=well_formed(message, request),  # made-up tools and broken JSON become errors for the model
                     finish_reason=getattr(model, "finish_reason", None),
                 )
                 if not (message.tool_calls or message.files or text_of(message).strip()):
@@ -82,7 +82,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     time = activity.info().start_to_close_timeout or timedelta.max
     try:
         async with (
-            # Before the server's own limit, which would count as an outage and be tried again 60 times.
+            # Ends the attempt before Temporal does, which would count as an outage and be tried again 60 times.
             asyncio.timeout(time.total_seconds() * 0.9) as too_long,
             asyncio.timeout(idle_timeout.total_seconds()) as stalled,
             aclosing(model.stream(request.messages, request.tools or None, output_type=request.output_type)) as stream,
@@ -112,7 +112,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
 
 def _unusable_answer(problem: str) -> ApplicationError:
     last = activity.info().attempt >= UNUSABLE_ANSWER_ATTEMPTS
-    return ApplicationError(problem, type="MalformedAnswer", non_retryable=last)
+    return ApplicationError(problem, type="UnusableAnswer", non_retryable=last)
 
 
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,7 +147,7 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
     function = _originals.get(call.tool)
     if function is None:
         raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
-    with sorted_failures():
+    with classified_failures():
         async with heartbeats():
             result = await function(**call.arguments)
         try:

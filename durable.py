@@ -92,13 +92,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         tools: Sequence[ai.ToolLike] | None = None,
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[ai.Message]:
-        """Run one model call as an activity and yield the finished message, once. The text so far is in the activity's
-        heartbeats (`LiveText`).
+        """Run one model call as an activity and yield the finished message, once. Its text so far is in the activity's
+        heartbeats (bridge/heartbeats.py).
 
         Raises:
             ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
             ActivityError: The call failed for good.
-            ContinueAsNewError: The run has to continue as new.
+            ContinueAsNewError: The workflow run has to continue as new.
+
+        Out of `ai.run()` each comes inside an `ExceptionGroup`. The plugin takes it out, and so ends the workflow run.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -107,7 +109,7 @@ class TemporalLanguageModel(ai.LanguageModel):
             problem = f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it"
             raise ApplicationError(problem, type="OutputType", non_retryable=True)
         if self._continuing is not None:
-            self._continuing.before_call(self.calls, messages)
+            self._continuing.before_model_call(self.calls, messages)
         self.calls += 1
         await _Pump.start()
         request = ModelRequest(
@@ -116,15 +118,16 @@ class TemporalLanguageModel(ai.LanguageModel):
             output_type=output_type,
         )
         summary = f"{self.model}, call {self.calls}"
+        options = workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options
         # Only a number goes into the history, which keeps the input of an activity for good. The activity fetches the
-        # request from this workflow, by a Temporal query: see bridge/transcript.py.
+        # request from this workflow: out of the cache of its process, or else by a Temporal query. Neither is recorded.
         with conversation().opened(request) as number, doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
                 ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **(workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options),
+                **options,
             )
-            conversation().replied(reply.message)  # for people who query the transcript
+            conversation().replied(reply.message)  # for the transcript that people can query
         self.finish_reason = reply.finish_reason
         yield reply.message
 
@@ -135,7 +138,7 @@ class Continuing(Protocol):
     calls: int
     """How many model calls the runs before this one made."""
 
-    def before_call(self, calls: int, messages: list[ai.Message]) -> None:
+    def before_model_call(self, calls: int, messages: list[ai.Message]) -> None:
         """Called before each model call. May raise `workflow.ContinueAsNewError`."""
 
 
@@ -148,14 +151,17 @@ TOOL_OPTIONS = workflow.ActivityConfig(
     retry_policy=RetryPolicy(maximum_attempts=5),
 )
 
-type BeforeCall = Callable[[ToolCall], Awaitable[None]]
-"""Awaited in the workflow before a tool call. It raises a `ToolError` to refuse the call."""
+type BeforeToolCall = Callable[[ToolCall], Awaitable[None]]
+"""Awaited in the workflow before a tool call. A `ToolError` refuses the call; any other error ends the run."""
 
-_wrapped: dict[str, tuple[tuple[ai.Tool[..., Any], BeforeCall | None, workflow.ActivityConfig], ai.Tool[..., Any]]] = {}
+type _Wrapping = tuple[ai.Tool[..., Any], BeforeToolCall | None, workflow.ActivityConfig]
+
+_wrapped: dict[str, tuple[_Wrapping, ai.Tool[..., Any]]] = {}
+"""By the tool's name: the arguments of `temporal_tool()`, and the wrapper that came of them."""
 
 
 def temporal_tool[**P, R](
-    tool: ai.Tool[P, R], *, before: BeforeCall | None = None, **options: Unpack[workflow.ActivityConfig]
+    tool: ai.Tool[P, R], *, before: BeforeToolCall | None = None, **options: Unpack[workflow.ActivityConfig]
 ) -> ai.Tool[P, R]:
     """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
 
@@ -169,12 +175,13 @@ def temporal_tool[**P, R](
     options returns the first wrapper, because the sandbox imports workflow files anew for every run.
 
     Args:
-        tool: What `@ai.tool` made of an async function. Its result has to be JSON, as it has for the model. It must not
-            block the event loop for seconds: the heartbeats would stop, and the call would be made again elsewhere.
+        tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
+            heartbeats would stop, and the call would be made again elsewhere. Its result has to be JSON.
         before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example.
-        options: Activity options, over the ones in `TOOL_OPTIONS`. A tool that must not run twice takes
-            `retry_policy=RetryPolicy(maximum_attempts=1)`. After a crash the model is told that nobody knows whether
-            the call took effect.
+        options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
+            at most once: after a crash the model is told that nobody knows whether the call took effect. Where the
+            service takes an idempotency key, keep the retries, and make the key of the workflow run id and the activity
+            id in `activity.info()`, which are the same for all attempts.
 
     Raises:
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
@@ -217,14 +224,13 @@ def temporal_tool[**P, R](
             await before(activity_input)
         try:
             with doing(f"calling {activity_input.summary}"):
-                reply = await workflow.execute_activity(
-                    tool_call_activity,
-                    activity_input,
-                    **(workflow.ActivityConfig(summary=shortened(activity_input.summary)) | TOOL_OPTIONS | options),
-                )
+                summary = workflow.ActivityConfig(summary=shortened(activity_input.summary))
+                all_options = summary | TOOL_OPTIONS | options
+                reply = await workflow.execute_activity(tool_call_activity, activity_input, **all_options)
         except ActivityError as error:
             if is_cancelled_exception(error):
-                raise asyncio.CancelledError from error  # `asyncio.timeout()` in the loop knows no other
+                # As without Temporal: `asyncio.timeout()` in the loop expects no `ActivityError`.
+                raise asyncio.CancelledError from error
             raise ToolError(f"{tool.name} failed: {reason_of(error)}") from error
         return cast(R, reply.result)
 
@@ -235,7 +241,7 @@ def temporal_tool[**P, R](
 
 
 def temporal_tools(
-    *tools: ai.Tool[..., Any], before: BeforeCall | None = None, **options: Unpack[workflow.ActivityConfig]
+    *tools: ai.Tool[..., Any], before: BeforeToolCall | None = None, **options: Unpack[workflow.ActivityConfig]
 ) -> list[ai.Tool[..., Any]]:
     """`temporal_tool()` for several tools, with the same options for all."""
     return [temporal_tool(tool, before=before, **options) for tool in tools]
@@ -250,16 +256,17 @@ class _Pump:
     `ai.run()` takes steps from a queue; a model call is a step. While the queue is empty, it looks again every 0.1 s,
     and in a workflow each of these waits is a durable timer: a tool that takes an hour would fill the history. While a
     step runs, `ai.run()` just awaits the step. So the pump queues an idle step, which yields no message. The idle step
-    ends when the queue has another step, or when a message waits to be passed on. Then it queues itself again.
+    ends when the queue has another step or the mark that the loop is over, or when a message waits to be passed on.
+    Then it queues itself again.
     """
 
     _started: ClassVar[WeakSet[ai.Runtime]] = WeakSet()
-    """Each `ai.run()` has a `Runtime`, and a replay makes a new one: so this set of all runs changes nothing in any."""
+    """Shared by all workflow runs of the process. Each looks up only its own `Runtime`, so a replay is not affected."""
 
     @classmethod
     async def start(cls) -> None:
-        """Start the pump of this `ai.run()`, unless it runs. There is only one: of two idle steps, each would be
-        another step to the other, and neither would ever wait."""
+        """Start the pump of this `ai.run()`, unless it has one. Of two idle steps, each would be another step to the
+        other, and neither would ever wait."""
         runtime = _runtime.get(None)
         if runtime is not None and runtime not in cls._started:
             cls._started.add(runtime)

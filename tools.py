@@ -1,7 +1,7 @@
 """The agent's tools: plain functions that ask Open-Meteo, a free weather service.
 
-The model reads a tool's docstring, and the message of an error that a tool raises. A `ValueError` says that the same
-call would fail again, so the model is told at once. Any other error is tried again first (bridge/failures.py).
+The model reads a tool's docstring, and the message of an error that a tool raises. It is told of a final error at once:
+a `ValueError`, a bug or most of HTTP 4xx. Any other error is tried again first, five times in all.
 """
 
 from typing import TypedDict

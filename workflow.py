@@ -75,8 +75,9 @@ class AgentWorkflow:
         continuing = ContinueAsNew(request)
         llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, continuing=continuing)
         if request.approve:
-            enable_approvals()
+            enable_approvals()  # for this workflow run only
         text = ""
+        # After it has continued as new, `ai.run()` answers from the checkpoint what was done before.
         async for message in ai.run(agent, llm, request.query, checkpoint=continuing.checkpoint):
             text = text_of(message)  # that of the last message is the answer
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

@@ -87,6 +87,11 @@ def unreadable(error: Exception) -> UserError:
     return UserError(f"the run cannot be read here ({one_line(error)}): is it encrypted, or stored elsewhere?")
 
 
+async def task_queue_of(client: Client, options: Options) -> str:
+    """Where the worker of this process takes its work from: for an answer, from that of the run which asks."""
+    return (await find(client, options.id or ""))[1].task_queue or "" if options.answers else options.task_queue
+
+
 async def answer_question(client: Client, options: Options) -> None:
     """Approve or refuse a tool call that waits for it. UserError: there is no such run, or no such call waits in it."""
     handle, _ = await find(client, options.id or "")

@@ -21,27 +21,51 @@ from rich.text import Text
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError
 from vercel_ai_sdk import Usage
 
-from app.output import COMMAND, UserError, in_color, markdown, one_line, printable, say, say_error, title
-from app.runs import Handle, send, unreadable
-from app.server import patiently
+from app.command_line import Options
+from app.output import COMMAND, UserError, in_color, markdown, one_line, print_answer, printable, say, say_error, title
+from app.runs import Handle, has_worker, result_of, send, unreadable, why_failed
+from app.server import Server, patiently
 from bridge.wire import LiveText, ModelReply, ToolReply
 from options.approvals import Approval, open_questions
 from workflow import AgentRequest
 
+CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
 
-async def follow(client: Client, handle: Handle, debug: bool) -> str:
-    """Show every step until the run is over, and return a summary.
 
-    A failure of this display is said and no more: the run goes on, and its answer is wanted.
+async def show_run(server: Server, handle: Handle, state: str, options: Options) -> None:
+    """Name a run, show every step until it is over, and print its answer.
 
     Raises:
-        UserError: The run cannot be read, or the server is gone for good.
+        UserError: It failed, it cannot be read, or the server is gone for good.
         RPCError: The server refuses.
     """
+    say(f"Run {handle.id} (process {os.getpid()}){state}")
+    if page := server.page(handle.id):
+        say(f"    {page}")
+    if options.no_worker and not await has_worker(server.client, options.task_queue):
+        say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
+    try:
+        summary = await _follow(server.client, handle, options.debug)
+        answer = await result_of(handle)
+    except WorkflowFailureError as error:
+        raise UserError(why_failed(error)) from error
+    except asyncio.CancelledError:
+        say(f"Interrupted. The run itself goes on; follow it with: {COMMAND} --id {shlex.quote(handle.id)}")
+        raise
+    if cut := CUT_SHORT.get(answer.finish_reason or ""):
+        say(f"The answer was cut short by {cut}.")
+    print_answer(answer.text)
+    say(summary)
+    if server.is_ours:
+        say(f"To look back: {COMMAND} --worker, and open the page above. Ctrl-C stops it.")
+
+
+async def _follow(client: Client, handle: Handle, debug: bool) -> str:
+    """Show the steps, and return a summary. A failure of the display is said and no more: the answer is wanted."""
     try:
         return await Progress(client, handle).follow()
     except (UserError, RPCError):

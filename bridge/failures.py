@@ -1,6 +1,6 @@
 """The failure rules: which failures are final, what is said of them, and how a loop's failure ends the run.
 
-In an activity, `sorted_failures()` turns an error into an `ApplicationError` that says whether to try again. In a
+In an activity, `classified_failures()` turns an error into an `ApplicationError` that says whether to try again. In a
 workflow, `failure_of()` finds the failure inside of the groups that `ai.run()` raises.
 """
 
@@ -53,7 +53,7 @@ class MalformedStream(Exception):
 
 
 @contextmanager
-def sorted_failures() -> Iterator[None]:
+def classified_failures() -> Iterator[None]:
     """Turn an error of the body into an `ApplicationError` that says whether to try again, without any secret.
 
     A `SystemExit`, `GeneratorExit` or `CancelledError` of the body's own is an error too: it would end the worker, or

@@ -99,7 +99,7 @@ class ContinueAsNew:
         if carried.usage:
             conversation().usage = carried.usage
 
-    def before_call(self, calls: int, messages: list[ai.Message]) -> None:
+    def before_model_call(self, calls: int, messages: list[ai.Message]) -> None:
         """Let the call be made, or end the run.
 
         Args:

@@ -258,7 +258,7 @@ async def test_3_an_answer_that_cannot_be_read_is_asked_for_again_and_then_repor
     for name, (_, told) in MALFORMED.items():
         failure = outcomes[name]
         assert isinstance(failure, ApplicationError), name
-        assert (failure.type, failure.non_retryable) == ("MalformedAnswer", True)
+        assert (failure.type, failure.non_retryable) == ("UnusableAnswer", True)
         assert failure.message.startswith("the model's stream is malformed: ")
         assert [piece for piece in told if piece not in failure.message] == []
         # What Python says of its own mistakes.

@@ -162,7 +162,6 @@ def test_every_command_is_run_by_a_test_or_it_says_here_why_not() -> None:
 QUESTION = 'main.py "What is the weather in Tokyo?"'
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 
-HELP = take(r"main\.py --help")
 SHOWN, SHOWN_AGAIN = take(r'main\.py --id readme "'), take(r"main\.py --id readme$")
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
@@ -216,10 +215,6 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
     process, _, answer = ask(again)
     run(answer)
     assert process.communicate(timeout=60)[0] == TOKYO
-
-
-def test_the_options_are_listed(run: Run) -> None:
-    assert "--approve" in run(HELP)
 
 
 def test_many_runs_in_a_row(run: Run) -> None:

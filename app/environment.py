@@ -1,0 +1,32 @@
+"""What the environment says of model, tools and worker, and what in it cannot work."""
+
+import os
+
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.worker import WorkerDeploymentConfig
+
+from app import open_meteo
+from app.output import UserError, one_line
+from options import gateway
+from options.http import proxy_for
+
+
+def check_environment() -> None:
+    """Find what would fail every model or tool call, before a run is started. UserError: something would."""
+    try:
+        gateway.check_environment()
+        for url in (open_meteo.geocoding_url(), open_meteo.forecast_url()):
+            proxy_for(url)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
+def build_of_worker() -> WorkerDeploymentConfig:
+    """The version of a worker. With `TEMPORAL_WORKER_BUILD_ID`, a run stays with the build that it began with."""
+    build_id = os.environ.get("TEMPORAL_WORKER_BUILD_ID")
+    return WorkerDeploymentConfig(
+        # Without a build id the worker makes one of the code of every module there is, which takes a second.
+        version=WorkerDeploymentVersion("durable-agent", build_id or "1"),
+        use_worker_versioning=bool(build_id),
+        default_versioning_behavior=VersioningBehavior.PINNED if build_id else VersioningBehavior.UNSPECIFIED,
+    )
