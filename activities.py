@@ -1,6 +1,6 @@
 """The two activities: all I/O of the model calls and of the wrapped tools.
 
-`llm_stream_activity` fetches the conversation from its workflow, calls the model and drains the answer.
+`llm_stream_activity` fetches the transcript from its workflow, calls the model and drains the answer.
 `tool_call_activity` calls the original function of a tool by name. Both heartbeat in the background, so that the server
 notices a dead worker within seconds.
 
@@ -66,7 +66,7 @@ class ModelActivities:
                 model = self.make_model(call.model)
                 message = await _drain(model, request, call.idle_timeout, live)
                 reply = ModelReply(
-                    message=well_formed(message, request),  # made-up tools and broken JSON become errors for the model
+                    message=well_formed(message, request),  # a made-up tool becomes one that tells the model
                     finish_reason=getattr(model, "finish_reason", None),
                 )
                 if not (message.tool_calls or message.files or text_of(message).strip()):
@@ -103,7 +103,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
             raise
         problem = f"the model's answer is not a {request.output_type.__name__}: {one_line(error)}"
         raise _unusable_answer(problem) from None
-    except (MalformedStream, KeyError) as error:  # KeyError: the SDK's, for a part of a block that was never begun
+    except (MalformedStream, KeyError) as error:  # KeyError: how the SDK's models fail at a stream that makes no sense
         raise _unusable_answer(f"the model's stream is malformed: {one_line(error)}") from None
     if message is None:
         raise _unusable_answer("the model's stream was empty")
@@ -117,22 +117,9 @@ def _unusable_answer(problem: str) -> ApplicationError:
 
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
 
-_originals: dict[str, Callable[..., Awaitable[object]]] = {}
-
-
-def register_tool[**P, R](name: str, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """Keep the original function of a tool for `tool_call_activity`, and return it as the activity will call it.
-
-    `temporal_tool()` calls this when a module is imported, so that every worker process has every tool, also one
-    that never ran the workflow.
-
-    Args:
-        name: The tool's name, as the model knows it.
-        function: The function that the SDK's `@ai.tool` was put on. The arguments come from JSON and are turned
-            into what its annotations say: pydantic models, dates, …
-    """
-    _originals[name] = typed = pydantic.validate_call(function)
-    return typed
+tool_functions: dict[str, Callable[..., Awaitable[object]]] = {}
+"""The original functions of the wrapped tools, by the name that the model knows. `temporal_tool()` fills it when a
+module is imported, so that every worker has every tool, also a worker that never ran the workflow."""
 
 
 @activity.defn
@@ -144,7 +131,7 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
             JSON or over `PAYLOAD_LIMIT`. Retryable for the rest, and for a tool that this worker does not have, since
             another worker may have it.
     """
-    function = _originals.get(call.tool)
+    function = tool_functions.get(call.tool)
     if function is None:
         raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
     with classified_failures():

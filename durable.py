@@ -20,7 +20,7 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, Unpack, cast, override
+from typing import Any, ClassVar, Unpack, cast, override
 from weakref import WeakSet
 
 import pydantic
@@ -32,10 +32,10 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
-from activities import ModelActivities, register_tool, tool_call_activity
+from activities import ModelActivities, tool_call_activity, tool_functions
 from bridge.details import doing, shortened
 from bridge.failures import ToolError, reason_of
-from bridge.transcript import conversation
+from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
@@ -58,11 +58,10 @@ class TemporalLanguageModel(ai.LanguageModel):
 
     Args:
         model: The model's name; the worker makes the real model of it (`DurableAgents`).
-        max_calls: Limit for the whole conversation, across runs that continue as new: a loop that never ends must not
-            cost money for ever. 50 is far more than an answer takes.
+        max_calls: How many calls to allow: a loop that never ends must not cost money for ever. 50 is far more than an
+            answer takes.
         idle_timeout: How long no part of an answer may come before the attempt fails. Two minutes, since some models
             think for more than one before the first word.
-        continuing: Lets the run continue as new when its history is long. Without it, a run ends at Temporal's limit.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
 
@@ -72,17 +71,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         *,
         max_calls: int = 50,
         idle_timeout: timedelta = timedelta(minutes=2),
-        continuing: "Continuing | None" = None,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model
         self.max_calls = max_calls
-        self.calls = continuing.calls if continuing else 0
-        """Model calls of the whole conversation so far."""
+        self.calls = 0
+        """How many calls were made."""
         self.finish_reason: str | None = None
         """Why the latest answer ended, in the model's words: `stop`, `tool-calls`, `length`, `content-filter`, …"""
         self._idle_timeout = idle_timeout
-        self._continuing = continuing
         self._options = options
 
     @override
@@ -98,9 +95,10 @@ class TemporalLanguageModel(ai.LanguageModel):
         Raises:
             ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
             ActivityError: The call failed for good.
-            ContinueAsNewError: The workflow run has to continue as new.
 
-        Out of `ai.run()` each comes inside an `ExceptionGroup`. The plugin takes it out, and so ends the workflow run.
+        The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`, which the
+        plugin turns into the failure of the workflow run. Nor should the loop limit a call with `asyncio.timeout()`;
+        the options do that.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -108,10 +106,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         if output_type is not None and "." in output_type.__qualname__:
             problem = f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it"
             raise ApplicationError(problem, type="OutputType", non_retryable=True)
-        if self._continuing is not None:
-            self._continuing.before_model_call(self.calls, messages)
         self.calls += 1
-        await _Pump.start()
+        await _Pump.start()  # from now on `ai.run()` writes no timers
         request = ModelRequest(
             messages=messages,
             tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
@@ -119,27 +115,18 @@ class TemporalLanguageModel(ai.LanguageModel):
         )
         summary = f"{self.model}, call {self.calls}"
         options = workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options
-        # Only a number goes into the history, which keeps the input of an activity for good. The activity fetches the
-        # request from this workflow: out of the cache of its process, or else by a Temporal query. Neither is recorded.
-        with conversation().opened(request) as number, doing(f"asking {summary}"):
+        # Only a number goes into the history, which keeps the input of an activity for good. While the call is open,
+        # this workflow run keeps the request under the number. The activity fetches the request from there: out of the
+        # cache of its process, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
+        with run_transcript().opened(request) as number, doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
                 ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
                 **options,
             )
-            conversation().replied(reply.message)  # for the transcript that people can query
+            run_transcript().replied(request, reply.message)  # for the transcript that people can query
         self.finish_reason = reply.finish_reason
         yield reply.message
-
-
-class Continuing(Protocol):
-    """Lets a long run continue as new; options/continuing.py has one."""
-
-    calls: int
-    """How many model calls the runs before this one made."""
-
-    def before_model_call(self, calls: int, messages: list[ai.Message]) -> None:
-        """Called before each model call. May raise `workflow.ContinueAsNewError`."""
 
 
 # ── Tool calls ───────────────────────────────────────────────────────────────────────────────────────────
@@ -167,9 +154,10 @@ def temporal_tool[**P, R](
 
     Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
     `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
-    the original function. Inside, a call that fails for good raises a `ToolError`, which `ai.execute_tool` gives to the
-    model. Either way the arguments arrive as the function annotates them, pydantic models included. The result of a
-    call in a workflow is plain JSON: a pydantic model comes back as a dictionary, whatever the type says.
+    the original function. Inside, a call that fails for good raises a `ToolError`: a `JSONDecodeError` in disguise, the
+    only kind of error that `ai.execute_tool` tells the model. Either way the arguments arrive as the function annotates
+    them, pydantic models included. The result of a call in a workflow is plain JSON: a pydantic model comes back as a
+    dictionary, whatever the type says.
 
     Every worker has to import the module, also one that only runs activities. Wrapping a tool again with the same
     options returns the first wrapper, because the sandbox imports workflow files anew for every run.
@@ -177,7 +165,8 @@ def temporal_tool[**P, R](
     Args:
         tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
             heartbeats would stop, and the call would be made again elsewhere. Its result has to be JSON.
-        before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example.
+        before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example. It has to
+            come from a module that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
             at most once: after a crash the model is told that nobody knows whether the call took effect. Where the
             service takes an idempotency key, keep the retries, and make the key of the workflow run id and the activity
@@ -193,8 +182,8 @@ def temporal_tool[**P, R](
             return cast(ai.Tool[P, R], wrapped)
         raise TypeError(
             f"a tool called {tool.name} is wrapped already, with other options or as another tool. If it is this one, "
-            "import the file that defines it with workflow.unsafe.imports_passed_through(), or the sandbox makes "
-            "another one for every run"
+            "import the files that define it and its `before` with workflow.unsafe.imports_passed_through(), or the "
+            "sandbox makes others for every run"
         )
 
     function = tool._fn  # private: a Tool does not show the function it was made of
@@ -206,7 +195,7 @@ def temporal_tool[**P, R](
     signature = inspect.signature(function, eval_str=True)
     if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):
         raise TypeError(f"{tool.name} takes an ai.Runtime, which an activity cannot have")
-    call_original = register_tool(tool.name, function)
+    tool_functions[tool.name] = call_original = pydantic.validate_call(function)
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -257,7 +246,7 @@ class _Pump:
     and in a workflow each of these waits is a durable timer: a tool that takes an hour would fill the history. While a
     step runs, `ai.run()` just awaits the step. So the pump queues an idle step, which yields no message. The idle step
     ends when the queue has another step or the mark that the loop is over, or when a message waits to be passed on.
-    Then it queues itself again.
+    Then it queues itself again. It starts with the first model or tool call: wait for anything else before `ai.run()`.
     """
 
     _started: ClassVar[WeakSet[ai.Runtime]] = WeakSet()
@@ -265,8 +254,8 @@ class _Pump:
 
     @classmethod
     async def start(cls) -> None:
-        """Start the pump of this `ai.run()`, unless it has one. Of two idle steps, each would be another step to the
-        other, and neither would ever wait."""
+        """Start the pump of this `ai.run()`, unless it has one. Two idle steps would wake each other for ever, and the
+        workflow task would never end."""
         runtime = _runtime.get(None)
         if runtime is not None and runtime not in cls._started:
             cls._started.add(runtime)

@@ -58,13 +58,13 @@ def main(options: Options) -> int:
 
 async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
-    # A process with `--yes` or `--no` delivers an approval: its worker drives the workflow until that is accepted, and
-    # then ends. So it must not make calls, which would end with it.
+    # With `--yes` or `--no` the process delivers an approval, for which the workflow needs a worker. The process ends
+    # before a call would, so its worker makes no calls.
     plugin = DurableAgents(GatewayModel if options.makes_calls else None)
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
         worker = nullcontext() if options.no_worker else make_worker(server.client, queue, ending.worker_failed)
-        async with worker, ending.work():
+        async with worker, ending.work():  # after which Ctrl-C only ends the process
             if options.worker:
                 say(f"Worker on {server.client.service_client.config.target_host} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
@@ -103,7 +103,7 @@ async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
     Raises:
         UserError: It cannot be joined, or the query is too large.
     """
-    run_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
+    workflow_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
     request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
     size, limit = len(request.model_dump_json().encode()), PAYLOAD_LIMIT // 2
     if size > limit:  # the rest of the payload is for the state that a run carries over when it continues as new
@@ -113,14 +113,14 @@ async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
             started = await client.start_workflow(
                 AgentWorkflow.run,
                 request,
-                id=run_id,
+                id=workflow_id,
                 task_queue=options.task_queue,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 request_eager_start=not options.no_worker,  # saves a round trip where the worker is in this process
                 static_summary=title(request.query),
             )
             return started, ""
-    handle, running = await join(client, run_id, options.task_queue)
+    handle, running = await join(client, workflow_id, options.task_queue)
     state = " is under way" if running else " is over"
     return handle, state + ("; it keeps the query that it was started with" if options.query else "")
 

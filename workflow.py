@@ -15,9 +15,9 @@ with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
     from bridge.wire import text_of
-    from durable import TemporalLanguageModel, temporal_tools
+    from durable import temporal_tools
     from options.approvals import approve_if_enabled, enable_approvals
-    from options.continuing import Carried, ContinueAsNew
+    from options.continuing import Carried, ContinuingModel
     from tools import get_population, get_weather
 
 SYSTEM_PROMPT = """\
@@ -72,12 +72,11 @@ class AgentWorkflow:
 
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        continuing = ContinueAsNew(request)
-        llm = TemporalLanguageModel(request.model, max_calls=request.max_model_calls, continuing=continuing)
-        if request.approve:
-            enable_approvals()  # for this workflow run only
+        # A `TemporalLanguageModel` that continues the run as new when its history is long.
+        llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls)
+        enable_approvals(request.approve)  # for this workflow run only
         text = ""
         # After it has continued as new, `ai.run()` answers from the checkpoint what was done before.
-        async for message in ai.run(agent, llm, request.query, checkpoint=continuing.checkpoint):
+        async for message in ai.run(agent, llm, request.query, checkpoint=llm.checkpoint):
             text = text_of(message)  # that of the last message is the answer
         return AgentAnswer(text=text, finish_reason=llm.finish_reason)

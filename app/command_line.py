@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> Options:
     answer.add_argument("--yes", metavar="CALL", help="approve a tool call of the run --id")
     answer.add_argument("--no", metavar="CALL", help="refuse a tool call of the run --id")
     parser.add_argument("--reason", help="why not, for the model to read; with --no")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings (or DURABLE_DEBUG=1)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and logs (or DURABLE_DEBUG=1)")
     options = parser.parse_args(arguments, namespace=Options())
 
     if options.worker and (options.query or options.id or options.model):
@@ -85,7 +85,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 def _standard_input() -> str:
-    read = sys.stdin.buffer.read() if sys.stdin else b""  # none if it was closed by whoever started this
+    read = sys.stdin.buffer.read() if sys.stdin else b""  # none if the parent process closed it
     return read.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").strip()  # without a BOM
 
 

@@ -1,4 +1,4 @@
-"""A demo of the two services for those without a key: a rule-based model and sample data, over real HTTP on loopback.
+"""A demo of the two services for people without a key: a rule-based model and sample data, over real HTTP on loopback.
 
 The model only looks for city names and a few words; the figures are a fixed sample. The rest of the program does not
 know the difference: it is given other URLs.

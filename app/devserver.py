@@ -1,4 +1,4 @@
-"""Temporal's dev server, shared by the runs of this folder. A real server with a database, which survives `kill -9`."""
+"""Temporal's dev server, shared by the processes of this folder. A real server, whose database survives `kill -9`."""
 
 import asyncio
 import os
@@ -26,12 +26,12 @@ class CannotServe(Exception):
 
 
 class DevServer:
-    """The dev server that the runs of this folder share when no other server is named.
+    """The dev server that the processes of this folder share when no other server is named.
 
-    The first run starts it, the last one stops it. Three locks keep the books, and since the system drops a lock
-    with the process that holds it, a killed run leaves nothing wrong behind: `start.lock` is held while somebody
-    starts or stops the server, `users.lock` is shared by the runs that use it, and `server.lock` is held by the
-    server itself, through the file that it inherits.
+    The first process starts it, the last one stops it. Three locks keep the books. The system drops a lock with the
+    process that holds it, so a killed process leaves nothing wrong behind. A process holds `start.lock` while it starts
+    or stops the server. The processes that use the server share `users.lock`. The server itself holds `server.lock`,
+    through the file that it inherits.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -59,7 +59,7 @@ class DevServer:
             ) from error
 
     def ensure_running(self) -> None:
-        """Start the server unless it runs, for one who holds `start.lock`.
+        """Start the server unless it runs. The caller holds `start.lock`.
 
         Raises:
             CannotServe: There is no `temporal` command.
@@ -94,7 +94,7 @@ class DevServer:
             )
 
     def leave(self) -> None:
-        """Stop the server, unless another run uses it."""
+        """Stop the server, unless another process uses it."""
         if self._users is None:
             return
         with self._lock("start.lock"), self._users as users:
@@ -148,7 +148,8 @@ class DevServer:
     async def keep_running(self) -> None:
         while True:
             await asyncio.sleep(1)
-            await asyncio.to_thread(self.start_again)
+            with suppress(OSError, CannotServe):  # the next second may be better
+                await asyncio.to_thread(self.start_again)
 
     def why_stopped(self) -> str | None:
         """None while the server runs; otherwise the last thing it said."""
@@ -166,7 +167,7 @@ class DevServer:
     def _running(self) -> bool:
         with (STATE / "server.lock").open("a") as file:
             try:
-                # The server holds it exclusively; asking for a share keeps two who ask out of each other's way.
+                # The server holds it exclusively. A share of it does for asking, so that two processes may ask at once.
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True

@@ -8,15 +8,15 @@ from temporalio.worker import WorkerDeploymentConfig
 from app import open_meteo
 from app.output import UserError, one_line
 from options import gateway
-from options.http import proxy_for
+from options.http import check_url
 
 
 def check_environment() -> None:
     """Find what would fail every model or tool call, before a run is started. UserError: something would."""
     try:
         gateway.check_environment()
-        for url in (open_meteo.geocoding_url(), open_meteo.forecast_url()):
-            proxy_for(url)
+        check_url("OPEN_METEO_GEOCODING_URL", open_meteo.geocoding_url())
+        check_url("OPEN_METEO_FORECAST_URL", open_meteo.forecast_url())
     except ValueError as error:
         raise UserError(one_line(error)) from error
 

@@ -30,7 +30,7 @@ def say(text: str) -> None:
 def print_answer(text: str) -> None:
     """Write the answer to standard output. UserError: it cannot be written there."""
     try:
-        if sys.stdout is None:  # closed by whoever started this
+        if sys.stdout is None:  # the parent process closed it
             raise OSError("there is no standard output")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal that has no "°" is no reason to lose the answer
@@ -55,9 +55,9 @@ def say_error(error: BaseException, debug: bool) -> None:
 
 
 def set_up_logging(debug: bool) -> None:
-    """Have what libraries log said in single lines; with `debug` also warnings, and tracebacks."""
+    """Have errors that libraries log said in single lines; with `debug` all that they log, and tracebacks."""
     handler: logging.Handler = logging.StreamHandler() if debug else OneLine()
-    logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler])
     # The runtime logs to standard output by default.
     log = runtime.LoggingConfig("ERROR", forwarding=runtime.LogForwardingConfig(logging.getLogger("temporal")))
     runtime.Runtime.set_default(runtime.Runtime(telemetry=runtime.TelemetryConfig(logging=log)))

@@ -37,27 +37,27 @@ ADVICE = {
 }
 
 
-async def find(client: Client, run_id: str) -> tuple[Handle, WorkflowExecutionDescription]:
+async def find(client: Client, workflow_id: str) -> tuple[Handle, WorkflowExecutionDescription]:
     """Look a run up. UserError: there is none, or it is no agent's."""
-    handle = client.get_workflow_handle_for(AgentWorkflow.run, run_id)
+    handle = client.get_workflow_handle_for(AgentWorkflow.run, workflow_id)
     try:
         description = await handle.describe()
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        raise UserError(f"there is no run called {run_id!r}; add a query to start one") from error
+        raise UserError(f"there is no run called {workflow_id!r}; add a query to start one") from error
     if description.workflow_type != "AgentWorkflow":
-        raise UserError(f"{run_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
+        raise UserError(f"{workflow_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
     return handle, description
 
 
-async def join(client: Client, run_id: str, task_queue: str) -> tuple[Handle, bool]:
+async def join(client: Client, workflow_id: str, task_queue: str) -> tuple[Handle, bool]:
     """Look a run up, and whether it is under way. UserError: there is none, or it is not ours to work on."""
-    handle, description = await find(client, run_id)
+    handle, description = await find(client, workflow_id)
     running = description.status == WorkflowExecutionStatus.RUNNING
     if running and description.task_queue != task_queue:
         started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
-        raise UserError(f"run {run_id!r} was started {started}: join it the same way")
+        raise UserError(f"run {workflow_id!r} was started {started}: join it the same way")
     return handle, running
 
 

@@ -42,9 +42,9 @@ class Server:
     client: Client
     is_ours: bool
 
-    def page(self, run_id: str) -> str | None:
+    def page(self, workflow_id: str) -> str | None:
         """The page of a run in the Web UI, where it is known: our dev server's and Temporal Cloud's."""
-        path = f"namespaces/{quote(self.client.namespace, safe='')}/workflows/{quote(run_id, safe='')}"
+        path = f"namespaces/{quote(self.client.namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
         if self.is_ours:
             return f"http://localhost:{devserver.UI_PORT}/{path}"
         host = self.client.service_client.config.target_host.rpartition(":")[0]

@@ -67,7 +67,7 @@ async def show_run(server: Server, handle: Handle, state: str, options: Options)
 async def _follow(client: Client, handle: Handle, debug: bool) -> str:
     """Show the steps, and return a summary. A failure of the display is said and no more: the answer is wanted."""
     try:
-        return await Progress(client, handle).follow()
+        return await Progress(client, handle, debug).follow()
     except (UserError, RPCError):
         raise
     except Exception as error:
@@ -76,7 +76,7 @@ async def _follow(client: Client, handle: Handle, debug: bool) -> str:
 
 
 MARKS = {"<": ("✓", "green"), "x": ("✗", "red"), "!": ("!", "yellow"), "?": ("?", "cyan")}
-"""Of the lines in a terminal, by the ones that plain lines have."""
+"""Sign and color in a terminal, by the mark of the plain line."""
 
 ENDINGS = {
     "activity_task_completed_event_attributes": ("<", "done in"),
@@ -141,7 +141,8 @@ class Screen:
 class Progress:
     """Follows a run and shows what it does: each call as it starts and ends, failed attempts, the text as it comes."""
 
-    def __init__(self, client: Client, handle: Handle) -> None:
+    def __init__(self, client: Client, handle: Handle, debug: bool) -> None:
+        self._debug = debug
         self._client = client
         self._handle = handle
         self._screen = Screen()
@@ -158,8 +159,8 @@ class Progress:
             finally:
                 pending.cancel()
                 [outcome] = await asyncio.gather(pending, return_exceptions=True)
-            if isinstance(outcome, Exception):
-                raise outcome
+            if isinstance(outcome, Exception):  # of what is shown meanwhile; the steps themselves are all there
+                say_error(outcome, self._debug)
         seconds = (self._ended - self._began).total_seconds()
         calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
         return f"{calls}, {_tokens(self._usage)}, {seconds:.1f} s"
@@ -240,7 +241,7 @@ class Progress:
             await asyncio.sleep(0.08)
             is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
             if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
-                with suppress(RPCError):  # the server is lost, and who follows the history says so
+                with suppress(RPCError):  # the server is lost, which `_follow_history` says
                     await self._show_pending()
             if self._screen.live.is_started:
                 self._screen.live.refresh()

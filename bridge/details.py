@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from temporalio import workflow
 
-from bridge.transcript import conversation
+from bridge.of_run import of_run
+from bridge.transcript import run_transcript
 
 SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
@@ -17,11 +18,15 @@ def shortened(text: str, limit: int = SUMMARY_BYTES) -> str:
     return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"
 
 
+class _UnderWay(list[str]):
+    """What a workflow run is doing."""
+
+
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """Have the Web UI show that the run is doing this while the body runs."""
     what = shortened(what)
-    under_way: list[str] = vars(workflow.instance()).setdefault("_doing", [])
+    under_way = of_run(_UnderWay)
     under_way.append(what)
     _show(under_way)
     try:
@@ -34,6 +39,6 @@ def doing(what: str) -> Iterator[None]:
 
 def _show(under_way: list[str]) -> None:
     lines = [f"- {what}" for what in under_way] or ["nothing is under way"]
-    if usage := conversation().usage:
+    if usage := run_transcript().usage:
         lines += ["", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
     workflow.set_current_details("\n".join(lines))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import httpx
 from temporalio import activity, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
+from vercel_ai_sdk.ai_gateway.errors import GatewayError
 
 from bridge.redaction import redacted, redacted_detail
 from bridge.wire import encodable
@@ -97,6 +98,8 @@ def is_final(error: BaseException) -> bool:
     retryable = getattr(error, "is_retryable", None)
     if isinstance(retryable, bool):
         return not retryable
+    if isinstance(error, GatewayError) and error.__cause__ is not None:
+        error = error.__cause__  # the SDK's gateway model wraps whatever goes wrong, a bug included
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return is_final_status(status)
@@ -125,11 +128,11 @@ def one_line(error: BaseException) -> str:
 def failure_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one failure that ends a run, out of the groups that `ai.run()` raises.
 
-    Temporal takes a group for a bug in the workflow's code: it would retry the workflow task, and the run would hang
-    for good. The order is by weight: a run that continues as new has no other failure, then comes any failure that
-    Temporal knows, and anything else becomes an `ApplicationError` that is not retryable.
+    Temporal takes a group for a bug in the workflow's code. It would retry the workflow task, and the run would hang
+    for good. So one failure is picked: continuing as new first, then a failure that Temporal knows, then any other,
+    which becomes an `ApplicationError` that is not retryable.
     """
-    leaves = list(_leaves(group))
+    leaves = _leaves(group)
     for kind in (workflow.ContinueAsNewError, FailureError):
         for leaf in leaves:
             if isinstance(leaf, kind):
@@ -141,12 +144,10 @@ def failure_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return failure
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
 
 
 def reason_of(error: ActivityError) -> str:
@@ -155,6 +156,8 @@ def reason_of(error: ActivityError) -> str:
         case TimeoutError(type=kind):
             kind_name = kind.name.lower() if kind else "timeout"
             return f"it was not finished in time ({kind_name}), and nobody knows whether it took effect"
+        case ApplicationError(type="WorkerShutdown"):  # Temporal's, where there is no other attempt
+            return "its worker was stopped, and nobody knows whether it took effect"
         case FailureError(message=message):
             return message
     return error.message

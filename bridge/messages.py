@@ -31,14 +31,19 @@ def well_formed(message: ai.Message, request: ModelRequest) -> ai.Message:
             kept = part.model_copy(update={"text": encodable(part.text), "delta": None})
         elif isinstance(part, ai.ToolPart) and not is_provider_executed(part):
             kept = _well_formed_call(part, offered)
-            unique, n = kept.tool_call_id, 1
-            while unique in ids:
-                n += 1
-                unique = f"{kept.tool_call_id}-{n}"
-            ids.add(unique)
-            kept.tool_call_id = unique
+            kept.tool_call_id = unique_id(kept.tool_call_id, ids)
         parts.append(kept)
     return message.model_copy(update={"parts": parts})
+
+
+def unique_id(id: str, taken: set[str]) -> str:
+    """The id, or a similar one if it is taken. Adds it to the ones that are taken."""
+    unique, n = id or "call", 1
+    while unique in taken:
+        n += 1
+        unique = f"{id or 'call'}-{n}"
+    taken.add(unique)
+    return unique
 
 
 def _well_formed_call(call: ai.ToolPart, offered: list[str]) -> ai.ToolPart:
@@ -48,7 +53,7 @@ def _well_formed_call(call: ai.ToolPart, offered: list[str]) -> ai.ToolPart:
     if problem := _call_problem(name, arguments, offered):
         rejected = {"tool": name, "arguments": arguments, "problem": problem}
         name, arguments = rejected_tool_call.name, json.dumps(rejected, ensure_ascii=False)
-    update = {"tool_call_id": id or "call", "tool_name": name, "tool_args": arguments, "args_delta": None}
+    update = {"tool_call_id": id, "tool_name": name, "tool_args": arguments, "args_delta": None}
     return call.model_copy(update=update)
 
 

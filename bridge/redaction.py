@@ -14,7 +14,7 @@ MIN_SECRET = 8
 def redacted(text: str) -> str:
     """The text without the user part of URLs, and without the values of secrets in the environment.
 
-    A secret is the value of a variable whose name ends in `_KEY`, `_TOKEN`, `_SECRET` or `_PASSWORD`, and the password
+    A secret is the value of a variable whose name ends in `KEY`, `TOKEN`, `SECRET` or `PASSWORD`, and the password
     in a URL, or its user where there is no password.
     """
     for secret, name in sorted(_secrets(), key=lambda found: -len(found[0])):  # one may be the beginning of another
@@ -38,7 +38,7 @@ def redacted_detail(detail: object) -> object:
 def _secrets() -> Iterator[tuple[str, str]]:
     for name, value in os.environ.items():
         found: list[str] = []
-        if name.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")):
+        if name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")):
             found += [value, repr(value)[1:-1], " ".join(value.split())]  # as an error may quote it
         for url in re.split(r"[\s,;]+(?=\w+://)", value):
             if match := re.search(r"://([^\s/@:]*)(?::(\S*))?@", url) or re.search(r"://()(\S+)@", url):

@@ -1,6 +1,6 @@
-"""The conversation of a workflow run, for its model activities and for people to query.
+"""The transcript of a workflow run, for its model activities and for people.
 
-The input of an activity stays in the history for good. If each model call had the whole conversation in its input, the
+The input of an activity stays in the history for good. If each model call had the whole transcript in its input, the
 history would grow with the square of the turns. So a model activity is given only a number, and fetches the request
 from its workflow: out of the cache of its own worker, or by a query, whose answer Temporal does not record.
 """
@@ -18,13 +18,14 @@ from temporalio import activity, workflow
 from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.of_run import of_run
 from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
 
 REQUEST_QUERY = "model_request"
-"""Name of the query with which a model activity fetches its request."""
+"""Name of the Temporal query with which a model activity fetches its request."""
 
 TRANSCRIPT_QUERY = "transcript"
-"""Name of the query that gives people the conversation of a run, live or finished."""
+"""Name of the Temporal query that gives people the transcript of a run, live or finished."""
 
 PAGE = 250 * 1024
 """Bytes. A query's answer is a payload too: longer requests are fetched in pages. External storage, which takes
@@ -39,7 +40,7 @@ QUERY_TRIES = 6
 
 
 class Transcript(pydantic.BaseModel):
-    """Answer of the query `TRANSCRIPT_QUERY`. `omitted` is how many messages at the beginning did not fit."""
+    """Answer of the Temporal query `TRANSCRIPT_QUERY`. `omitted` is how many messages at the beginning did not fit."""
 
     omitted: int = 0
     messages: list[WireMessage]
@@ -48,24 +49,17 @@ class Transcript(pydantic.BaseModel):
 # ── In the workflow ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class OpenRequests(dict[int, bytes]):
-    """The model requests of a workflow run that wait for their activity, as JSON, by number."""
-
-
-_cached: WeakValueDictionary[str, OpenRequests] = WeakValueDictionary()
-"""Of the workflow runs that this process has in its cache, by run id."""
-
-
-class Conversation:
-    """Keeps what was asked and said in one workflow run."""
+class RunTranscript:
+    """The requests of the model calls in one workflow run, and the answers to them."""
 
     def __init__(self) -> None:
         self.usage: ai.Usage | None = None
         """Tokens of the run so far."""
+        self.requests: dict[int, bytes] = {}
+        """The model requests that wait for their activity, as JSON, by number."""
         self._messages: list[ai.Message] = []
-        self._reply: ai.Message | None = None
         self._numbers = count(1)
-        self._requests = _cached[workflow.info().run_id] = OpenRequests()
+        _cached[workflow.info().run_id] = self
         workflow.set_query_handler(REQUEST_QUERY, self._page)
         if workflow.get_query_handler(TRANSCRIPT_QUERY) is None:  # the workflow may have one of its own
             workflow.set_query_handler(TRANSCRIPT_QUERY, self._transcript)
@@ -73,26 +67,26 @@ class Conversation:
     @contextmanager
     def opened(self, request: ModelRequest) -> Iterator[int]:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
-        self._messages, self._reply = request.messages, None
+        self._messages = request.messages
         number = next(self._numbers)
         # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
-        self._requests[number] = request.model_dump_json(exclude_none=True).encode()
+        self.requests[number] = request.model_dump_json(exclude_none=True).encode()
         try:
             yield number
         finally:
-            del self._requests[number]
+            del self.requests[number]
 
-    def replied(self, message: ai.Message) -> None:
-        """Keep the answer of a model call, to which the loop will add the results of its tool calls."""
-        self._reply = message
+    def replied(self, request: ModelRequest, message: ai.Message) -> None:
+        """Keep the answer to a request. The loop will add the results of its tool calls to the same object."""
+        request.messages.append(message)
         if message.usage is not None:
             self.usage = message.usage if self.usage is None else self.usage + message.usage
 
     def _page(self, number: int, start: int) -> bytes:
-        return self._requests[number][start : start + PAGE]
+        return self.requests[number][start : start + PAGE]
 
     def _transcript(self) -> Transcript:
-        messages = self._messages if self._reply is None else [*self._messages, self._reply]
+        messages = self._messages
         transcript = Transcript(messages=messages)
         while len(transcript.model_dump_json().encode()) > PAYLOAD_LIMIT:
             omitted = len(messages) - len(transcript.messages) // 2
@@ -100,13 +94,13 @@ class Conversation:
         return transcript
 
 
-def conversation() -> Conversation:
-    """The conversation of this workflow run; the first call begins it."""
-    kept = vars(workflow.instance())
-    if "_conversation" not in kept:
-        kept["_conversation"] = Conversation()
-    found: Conversation = kept["_conversation"]
-    return found
+def run_transcript() -> RunTranscript:
+    """The transcript of the current workflow run; the first call begins it."""
+    return of_run(RunTranscript)
+
+
+_cached: WeakValueDictionary[str, RunTranscript] = WeakValueDictionary()
+"""Of the workflow runs that this process has in its cache, by run id."""
 
 
 # ── In the model activity ────────────────────────────────────────────────────────────────────────────────
@@ -123,9 +117,9 @@ async def fetch_request(number: int) -> ModelRequest:
     assert info.workflow_run_id is not None
     # Mostly the run is in the cache of this very worker. A look in there saves the way over the server, which takes as
     # long as all the rest of a call with a model that answers at once.
-    here = _cached.get(info.workflow_run_id, OpenRequests())
+    here = _cached.get(info.workflow_run_id)
     # One look, since the workflow's thread may take it out at any time: when the run has to leave the cache.
-    if request := here.get(number):  # None also if the run is being replayed and is not as far yet
+    if here and (request := here.requests.get(number)):  # None also if the run is being replayed and is not as far yet
         return ModelRequest.model_validate_json(request)
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()

@@ -21,29 +21,24 @@ type Metadata = dict[str, Any]
 # ── Messages ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ProviderText(ai.TextPart):
-    """Text with the metadata of its provider."""
+class _Provided(pydantic.BaseModel):
+    """A part with the metadata of its provider, such as the signature of a thought."""
 
     provider_metadata: Metadata = pydantic.Field(default_factory=dict)
 
 
-class ProviderReasoning(ai.ReasoningPart):
-    """A thought with the metadata of its provider, such as its signature."""
-
-    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+class ProviderText(ai.TextPart, _Provided): ...
 
 
-class ProviderFile(ai.FilePart):
-    """A file with the metadata of its provider."""
-
-    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+class ProviderReasoning(ai.ReasoningPart, _Provided): ...
 
 
-class ProviderTool(ai.ToolPart):
-    """A tool call with the metadata of its provider. `provider_executed`: the provider itself ran the tool. The result
-    then may have metadata as well."""
+class ProviderFile(ai.FilePart, _Provided): ...
 
-    provider_metadata: Metadata = pydantic.Field(default_factory=dict)
+
+class ProviderTool(ai.ToolPart, _Provided):
+    """`provider_executed`: the provider itself ran the tool. The result then may have metadata as well."""
+
     provider_executed: bool = False
     result_metadata: Metadata = pydantic.Field(default_factory=dict)
 
@@ -57,9 +52,7 @@ class ProviderMessage(ai.Message):
         return [call for call in super().tool_calls if not is_provider_executed(call)]
 
 
-ProviderPart = ProviderText | ProviderReasoning | ProviderFile | ProviderTool
-
-PROVIDER_PARTS: dict[str, type[ProviderPart]] = {
+PROVIDER_PARTS: dict[str, type[_Provided]] = {
     "text": ProviderText,
     "reasoning": ProviderReasoning,
     "file": ProviderFile,
@@ -74,7 +67,7 @@ def is_provider_executed(part: ai.Part) -> bool:
 
 def metadata_of(part: ai.Part) -> Metadata:
     """The metadata that the provider sent with a part, or {}."""
-    return part.provider_metadata if isinstance(part, ProviderPart) else {}
+    return part.provider_metadata if isinstance(part, _Provided) else {}
 
 
 def text_of(message: ai.Message) -> str:
@@ -126,6 +119,8 @@ WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pyda
 """An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included. For fields
 of pydantic models: Temporal takes it for a plain `ai.Message` where it is the type of a whole payload."""
 
+MESSAGE: pydantic.TypeAdapter[ai.Message] = pydantic.TypeAdapter(WireMessage)
+"""Makes such a message of its JSON."""
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -17,6 +17,7 @@ from temporalio.exceptions import ApplicationError
 
 from bridge.details import doing, shortened
 from bridge.failures import ToolError
+from bridge.of_run import of_run
 from bridge.wire import ToolCall
 
 APPROVAL = "approve_tool_call"
@@ -53,20 +54,20 @@ async def ask_a_person(call: ToolCall) -> None:
     Raises:
         ToolError: The person says no. The model is given the reason.
     """
-    answer = await _desk().ask(call.summary)
+    answer = await of_run(_Desk).ask(call.summary)
     if not answer.approved:
         raise ToolError(f"a person did not allow this call of {call.tool}: {answer.reason or 'no reason given'}")
 
 
 async def approve_if_enabled(call: ToolCall) -> None:
     """`ask_a_person()`, in workflow runs that have called `enable_approvals()`."""
-    if _desk().enabled:
+    if of_run(_Desk).enabled:
         await ask_a_person(call)
 
 
-def enable_approvals() -> None:
+def enable_approvals(wanted: bool = True) -> None:
     """Have this workflow run ask before each call of the tools that were wrapped with `before=approve_if_enabled`."""
-    _desk().enabled = True
+    of_run(_Desk).enabled = wanted
 
 
 class _Desk:
@@ -101,11 +102,3 @@ class _Desk:
             raise ApplicationError(f"tool call {answer.call!r} is answered already", type="AlreadyAnswered")
         if answer.call not in self._questions:
             raise ApplicationError(f"no tool call {answer.call!r} waits for an approval", type="UnknownCall")
-
-
-def _desk() -> _Desk:
-    kept = vars(workflow.instance())
-    if "_desk" not in kept:
-        kept["_desk"] = _Desk()
-    desk: _Desk = kept["_desk"]
-    return desk

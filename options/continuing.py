@@ -6,9 +6,8 @@
 
     @workflow.run
     async def run(self, request: Request) -> str:
-        continuing = ContinueAsNew(request)
-        llm = TemporalLanguageModel("provider/model", continuing=continuing)
-        async for message in ai.run(agent, llm, request.query, checkpoint=continuing.checkpoint):
+        llm = ContinuingModel("provider/model", request)
+        async for message in ai.run(agent, llm, request.query, checkpoint=llm.checkpoint):
             ...
 
 When the history is long, the next model call ends the run and starts another one with the same input and what this run
@@ -21,7 +20,8 @@ they were taken, so several calls at once, or tools that ask models, come back w
 import base64
 import hashlib
 import zlib
-from typing import Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol, Unpack, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -29,8 +29,9 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
 
-from bridge.transcript import conversation
+from bridge.transcript import run_transcript
 from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
+from durable import TemporalLanguageModel
 
 HISTORY_LIMIT = 40_000
 """Events at which a run has to continue as new, and fails if its conversation is too long for that. By default Temporal
@@ -62,81 +63,102 @@ class Carried(pydantic.BaseModel):
             return ai.Checkpoint()
         plain = _Checkpoint.model_validate_json(zlib.decompress(base64.b64decode(self.state)))
         steps = [StepEvent(index=i, messages=messages) for i, messages in enumerate(plain.steps)]
-        return ai.Checkpoint(steps=steps, tools=plain.tools, hooks=plain.hooks)
+        return ai.Checkpoint(steps=steps, tools=[*plain.tools], hooks=plain.hooks)
+
+
+class _ToolEvent(ToolEvent):
+    """The result of a tool, which may be None, and then is left out."""
+
+    result: Any = None
 
 
 class _Checkpoint(pydantic.BaseModel):
     """An `ai.Checkpoint` as JSON, files in messages included."""
 
     steps: list[list[WireMessage]]
-    tools: list[ToolEvent]
+    tools: list[_ToolEvent]
     hooks: list[HookEvent]
 
 
-class Continuable(Protocol):
+class Request(Protocol):
     """The workflow's input: a pydantic model with a field for the state that is carried over."""
 
     carried: Carried | None
 
-    def model_copy(self, *, update: dict[str, object]) -> "Continuable":
+    def model_copy(self, *, update: dict[str, object]) -> "Request":
         """As every pydantic model has it."""
 
 
-class ContinueAsNew:
-    """Continues the run as new from a model call when its history is long.
+class ContinuingModel(TemporalLanguageModel):
+    """A `TemporalLanguageModel` that ends the run and continues it as new when its history is long.
 
     Args:
+        model: The model's name.
         request: The workflow's input, which the next run gets as well.
+        max_calls: Limit for the whole conversation, across all runs.
+        options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
 
-    def __init__(self, request: Continuable) -> None:
-        self._request = request
+    def __init__(
+        self, model: str, request: Request, *, max_calls: int = 50, **options: Unpack[workflow.ActivityConfig]
+    ) -> None:
+        super().__init__(model, max_calls=max_calls, **options)
         carried = request.carried or Carried()
-        self._expected = carried.said
-        self.calls = carried.calls
+        self._request, self._expected = request, carried.said
+        self.calls = self._calls_before = carried.calls
         self.checkpoint = carried.checkpoint
         """For `ai.run()`."""
         if carried.usage:
-            conversation().usage = carried.usage
+            run_transcript().usage = carried.usage
 
-    def before_model_call(self, calls: int, messages: list[ai.Message]) -> None:
-        """Let the call be made, or end the run.
-
-        Args:
-            calls: How many calls were made, those of the runs before this one included.
-            messages: The conversation.
+    @override
+    async def stream(
+        self,
+        messages: list[ai.Message],
+        tools: Sequence[ai.ToolLike] | None = None,
+        output_type: type[pydantic.BaseModel] | None = None,
+    ) -> AsyncGenerator[ai.Message]:
+        """Make the call, or end the run.
 
         Raises:
             ContinueAsNewError: The history is long.
             ApplicationError: The loop did not come back to where it was, or the history is full and the conversation
                 too long to be carried over.
         """
-        if calls == self.calls:
-            # The first call of a run is always made, so that each run gets on. Only this one is compared: another model
-            # of the run may begin with the same number of calls, but it has a conversation of its own.
-            expected, self._expected = self._expected, ""
-            if expected not in ("", _fingerprint(messages)):
-                raise ApplicationError(
-                    "when the run continued as new, the loop did not come back to where it was; does it make several "
-                    "model calls at once, or has it tools that make some? Then leave out `continuing`",
-                    type="NotResumable",
-                    non_retryable=True,
-                )
-            return
+        if self.calls == self._calls_before:  # the first call of a run is always made, so that each run gets on
+            self._check_resumed(messages)
+        elif self.calls < self.max_calls:
+            self._continue_if_long(messages)
+        async for message in super().stream(messages, tools, output_type):
+            yield message
+
+    def _check_resumed(self, messages: list[ai.Message]) -> None:
+        # Another model of the run may begin with the same number of calls, but it has a conversation of its own: so
+        # only the first conversation is compared.
+        expected, self._expected = self._expected, ""
+        if expected not in ("", _fingerprint(messages)):
+            raise ApplicationError(
+                "when the run continued as new, the loop did not come back to where it was; does it make several model "
+                "calls at once, or has it tools that make some? Then it needs a `TemporalLanguageModel`",
+                type="NotResumable",
+                non_retryable=True,
+            )
+
+    def _continue_if_long(self, messages: list[ai.Message]) -> None:
         info = workflow.info()
         full = (
             info.get_current_history_length() >= HISTORY_LIMIT or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
         )
         if not (full or info.is_continue_as_new_suggested()):
             return
-        said = _fingerprint(messages)
-        carried = Carried(calls=calls, usage=conversation().usage, said=said, state=_packed(ai.get_checkpoint()))
-        if len(carried.state) <= CARRIED_LIMIT:
+        said, state = _fingerprint(messages), _packed(ai.get_checkpoint())
+        if len(state) <= CARRIED_LIMIT:
+            carried = Carried(calls=self.calls, usage=run_transcript().usage, said=said, state=state)
             workflow.continue_as_new(self._request.model_copy(update={"carried": carried}))
         if full:
             raise ApplicationError(
-                f"the history is full, and the conversation is too long to continue as new: {len(carried.state):,} "
-                f"bytes, where {CARRIED_LIMIT:,} can be carried over",
+                f"the history is full, and the conversation is too long to continue as new: {len(state):,} bytes, "
+                f"where {CARRIED_LIMIT:,} can be carried over",
                 type="ConversationTooLong",
                 non_retryable=True,
             )
@@ -145,7 +167,8 @@ class ContinueAsNew:
 def _packed(checkpoint: ai.Checkpoint) -> str:
     done = {event.tool_call_id for event in checkpoint.tools}
     steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
-    plain = _Checkpoint(steps=steps, tools=checkpoint.tools, hooks=checkpoint.hooks)
+    tools = [_ToolEvent(**dict(event)) for event in checkpoint.tools]
+    plain = _Checkpoint(steps=steps, tools=tools, hooks=checkpoint.hooks)
     packed = plain.model_dump_json(exclude_none=True).encode()
     # Fast where it is long: at the default level, 40 MB would hold the workflow up for seconds.
     packed = zlib.compress(packed, zlib.Z_BEST_SPEED if len(packed) > 10 * CARRIED_LIMIT else -1)

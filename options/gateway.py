@@ -11,32 +11,22 @@ import json
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, cast, override
+from typing import Any, override
 
 import httpx
 import pydantic
 import vercel_ai_sdk as ai
 from httpx_sse import EventSource, SSEError
 from pydantic_core import from_json
-from vercel_ai_sdk.ai_gateway.errors import GatewayError, create_gateway_error
-from vercel_ai_sdk.core.media import data as media_data
-from vercel_ai_sdk.core.media import download as media_download
+from vercel_ai_sdk.ai_gateway.errors import GatewayError
+from vercel_ai_sdk.ai_gateway.protocol import build_request_body, messages_to_v3_prompt
 
 from bridge.failures import MalformedStream, is_final_status
-from bridge.wire import (
-    Metadata,
-    ProviderFile,
-    ProviderMessage,
-    ProviderPart,
-    ProviderReasoning,
-    ProviderText,
-    ProviderTool,
-    encodable,
-    metadata_of,
-)
-from options.http import http_client, proxy_for
+from bridge.messages import unique_id
+from bridge.wire import MESSAGE, ProviderTool, encodable, is_provider_executed, metadata_of, text_of
+from options.http import check_url, http_client
 
 DEFAULT_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
@@ -55,16 +45,12 @@ FINAL_TYPES = {
 type Part = dict[str, Any]
 
 
-class IncompleteAnswer(GatewayError):
-    """The stream broke off, or reported an error in the middle. Another attempt may do better."""
+class GatewayFailure(GatewayError):
+    """The gateway refuses the request, or the answer is not whole. `is_retryable`: whether another attempt may help."""
 
-    is_retryable = True
-
-
-class RefusedRequest(GatewayError):
-    """The gateway says that the same request would be refused again, whatever the HTTP status."""
-
-    is_retryable = False
+    def __init__(self, message: str, status_code: int = 500, is_retryable: bool = True) -> None:
+        super().__init__(message, status_code=status_code)
+        self.is_retryable = is_retryable
 
 
 class GatewayModel(ai.LanguageModel):
@@ -74,7 +60,7 @@ class GatewayModel(ai.LanguageModel):
         model: The model's id, as `provider/model`.
 
     Raises:
-        GatewayError: From `stream()`, as in the SDK: the gateway refuses the request, or the answer is not whole.
+        GatewayFailure: From `stream()`: the gateway refuses the request, or the answer is not whole.
         MalformedStream: From `stream()`: the answer cannot be read.
         httpx.TransportError: From `stream()`: there is no connection, or it is lost.
         ValueError: From `stream()`: the environment cannot be used, see `check_environment()`.
@@ -94,24 +80,9 @@ class GatewayModel(ai.LanguageModel):
     ) -> AsyncGenerator[ai.Message]:
         """Yield the message each time that it has grown, and in the end the whole message with its usage."""
         self.finish_reason = None
-        answer = _Answer()
-        try:
-            async with aclosing(self._parts(await _request(messages, tools, output_type))) as parts:
-                async for part in parts:
-                    if answer.add(part):
-                        yield answer.message()
-        except httpx.TransportError:
-            if answer.finish_reason is None:  # or the answer is whole, and paid for
-                raise
-        if answer.finish_reason is None:
-            raise IncompleteAnswer("the model's stream ended before its finish part")
-        if answer.finish_reason == "error":
-            raise IncompleteAnswer("the model's stream finished with an error")
-        self.finish_reason = answer.finish_reason
-        yield answer.whole(output_type)
-
-    async def _parts(self, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        url, key = environment()
+        body = await build_request_body([], tools, output_type)
+        body["prompt"] = [entry for message in messages for entry in await _prompt(message)]
+        answer, (url, key) = _Answer(), environment()
         headers = {
             "Authorization": f"Bearer {key}",
             "ai-gateway-protocol-version": "0.0.1",
@@ -123,19 +94,18 @@ class GatewayModel(ai.LanguageModel):
         async with (
             http_client(url, TIMEOUT) as client,
             client.stream("POST", f"{url}/language-model", json=body, headers=headers) as response,
+            aclosing(_parts(response)) as parts,
         ):
-            if not response.is_success:
-                await response.aread()
-                raise _refusal(response)
-            response.encoding = "utf-8-sig"  # whatever the header says: server-sent events are UTF-8, with a BOM or not
-            try:
-                async for event in EventSource(response).aiter_sse():
-                    if event.data == "[DONE]":
-                        break
-                    if event.data:
-                        yield _parsed(event.data)
-            except SSEError as error:
-                raise MalformedStream(str(error)) from error
+            async for part in parts:
+                if answer.add(part):
+                    yield answer.message()
+                if answer.finish_reason is not None:  # the answer is whole, and paid for, whatever happens to the rest
+                    break
+        if answer.finish_reason in (None, "error"):
+            what = "finished with an error" if answer.finish_reason else "ended before its finish part"
+            raise GatewayFailure(f"the model's stream {what}")
+        self.finish_reason = answer.finish_reason
+        yield answer.whole(output_type)
 
 
 # ── The environment ──────────────────────────────────────────────────────────────────────────────────────
@@ -157,37 +127,16 @@ def check_environment() -> None:
     url, key = environment()
     if not (key.isascii() and key.isprintable()) or key != key.strip():
         raise ValueError("AI_GATEWAY_API_KEY has characters that no HTTP header can hold: copy the key again")
-    try:
-        usable = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise ValueError(f"AI_GATEWAY_BASE_URL is no http:// or https:// URL: {url}")
-    proxy_for(url)
+    check_url("AI_GATEWAY_BASE_URL", url)
 
 
 # ── The request ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _request(
-    messages: list[ai.Message], tools: Sequence[ai.ToolLike] | None, output_type: type[pydantic.BaseModel] | None
-) -> dict[str, Any]:
-    body: dict[str, Any] = {"prompt": [entry for message in messages for entry in await _prompt(message)]}
-    if tools:
-        body["tools"] = [
-            {"type": "function", "name": tool.name, "description": tool.description, "inputSchema": tool.param_schema}
-            for tool in tools
-        ]
-    if output_type is not None:
-        schema = output_type.model_json_schema()
-        body["responseFormat"] = {"type": "json", "schema": schema, "name": output_type.__name__}
-    return body
-
-
 async def _prompt(message: ai.Message) -> list[dict[str, Any]]:
     """One message as the gateway takes it; the results of its tool calls become a message of their own."""
     if message.role == "system":
-        return [{"role": "system", "content": "".join(p.text for p in message.parts if isinstance(p, ai.TextPart))}]
+        return [{"role": "system", "content": text_of(message)}]
     content: list[Part] = []
     results: list[Part] = []
     for part in message.parts:
@@ -197,33 +146,28 @@ async def _prompt(message: ai.Message) -> list[dict[str, Any]]:
         extra = {"providerOptions": options} if options else {}
         match part:
             case ai.TextPart() if part.text or extra:  # providers refuse an empty text
-                content.append({"type": "text", "text": part.text, **extra})
+                content.append({"type": "text", "text": part.text} | extra)
             case ai.ReasoningPart():
-                content.append({"type": "reasoning", "text": part.text, **extra})
-            case ai.FilePart():
-                content.append({**await _file(part), **extra})
+                content.append({"type": "reasoning", "text": part.text} | extra)
+            case ai.FilePart():  # the SDK downloads what has a URL: the gateway takes none
+                [entry] = await messages_to_v3_prompt([ai.Message(role="user", parts=[part])])
+                content.append(entry["content"][0] | extra)
             case ai.ToolPart():
+                by_provider = is_provider_executed(part)
                 call = {"type": "tool-call", "toolCallId": part.tool_call_id, "toolName": part.tool_name}
-                by_provider = isinstance(part, ProviderTool) and part.provider_executed
                 if part.tool_args or not by_provider:  # or it is only the result of a call in an earlier message
                     executed = {"providerExecuted": True} if by_provider else {}
                     content.append(call | {"input": _arguments(part)} | executed | extra)
                 if part.status != "pending":
-                    (content if by_provider else results).append(call | {"type": "tool-result"} | _result(part))
+                    kind = "json" if part.status == "result" else "error-json" if by_provider else "error-text"
+                    value = (part.result or "") if kind == "error-text" else part.result
+                    result = call | {"type": "tool-result", "output": {"type": kind, "value": value}}
+                    options = part.result_metadata if isinstance(part, ProviderTool) else {}
+                    (content if by_provider else results).append(
+                        result | ({"providerOptions": options} if options else {})
+                    )
     entries = [{"role": message.role, "content": content}] if content else []
     return [*entries, {"role": "tool", "content": results}] if results else entries
-
-
-async def _file(part: ai.FilePart) -> Part:
-    data = part.data
-    if isinstance(data, str) and media_data.is_downloadable_url(data):  # the gateway takes no such URLs
-        data, _ = await media_download.download(data)
-    entry = {
-        "type": "file",
-        "mediaType": part.media_type,
-        "data": media_data.data_to_data_url(data, part.media_type),
-    }
-    return entry if part.filename is None else {**entry, "filename": part.filename}
 
 
 def _arguments(part: ai.ToolPart) -> object:
@@ -233,209 +177,192 @@ def _arguments(part: ai.ToolPart) -> object:
         return part.tool_args
 
 
-def _result(part: ai.ToolPart) -> Part:
-    by_provider = isinstance(part, ProviderTool) and part.provider_executed
-    if part.status == "result":
-        output: Part = {"type": "json", "value": part.result}
-    elif by_provider:
-        output = {"type": "error-json", "value": part.result}
-    else:
-        output = {"type": "error-text", "value": "" if part.result is None else str(part.result)}
-    if isinstance(part, ProviderTool) and part.result_metadata:
-        return {"output": output, "providerOptions": part.result_metadata}
-    return {"output": output}
-
-
 # ── The answer ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _parsed(data: str) -> Part:
-    """One part of the stream. MalformedStream: it is none. GatewayError: it reports an error."""
+async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
+    """The parts of the stream.
 
+    Raises:
+        MalformedStream: A part cannot be read.
+        GatewayFailure: The gateway refuses, or reports an error.
+    """
+    if not response.is_success:
+        await response.aread()
+        try:
+            raise _failure(response.json(), response.status_code)
+        except ValueError:
+            raise _failure(response.text[:300], response.status_code) from None
+    response.encoding = "utf-8-sig"  # whatever the header says: server-sent events are UTF-8, with a BOM or not
+    try:
+        async for event in EventSource(response).aiter_sse():
+            if event.data == "[DONE]":
+                return
+            if event.data:
+                yield _parsed(event.data)
+    except SSEError as error:  # a page of a proxy, say, and no answer at all
+        raise GatewayFailure(f"the model's answer is no stream: {error}") from error
+
+
+def _parsed(data: str) -> Part:
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
+    def finite(number: str) -> float | None:
+        return value if math.isfinite(value := float(number)) else None
+
     try:
-        part: Part = json.loads(data, parse_constant=no_number, parse_float=_finite)
+        part: Part = json.loads(data, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise MalformedStream(f"a part is no JSON ({error}): {data[:100]}") from None
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise MalformedStream(f"a part has no type: {data[:100]}")
-    if "\\ud" in data.lower():  # half of a surrogate pair, which only a delta may have: the other half is in the next
-        part = json.loads(encodable(json.dumps(part, ensure_ascii=False))) | {
-            n: part[n] for n in ("delta",) if n in part
-        }
     if part["type"] == "error":
-        raise _reported(part)
+        raise _failure(part)
     return part
 
 
-def _finite(number: str) -> float | None:
-    return value if math.isfinite(value := float(number)) else None
-
-
 class _Answer:
-    """The message as far as it has come. Parts stand in the order in which they began."""
+    """The message so far, as JSON. Its parts are in the order in which they began."""
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None
-        self._start = ai.Message(role="assistant", parts=[])  # for its id, the same for all stages of the message
-        self._parts: list[ai.Part] = []
-        self._open: dict[tuple[str, str], int] = {}  # by kind and id: where the latest such block is
-        self._whole: set[int] = set()  # the tool calls that came whole, not only streamed
         self._usage: ai.Usage | None = None
-        self._grown: int | None = None  # the part that has a delta
+        self._id = ai.Message(role="assistant", parts=[]).id  # the same for all stages of the message
+        self._parts: list[Part] = []
+        self._open: dict[tuple[str, str], Part] = {}  # by kind and id: the latest such block
 
-    def add(self, part: Part) -> bool:
-        """Take in a part of the stream. Returns whether the message has changed.
-
-        Raises:
-            MalformedStream: It cannot be read.
-        """
-        if self._grown is not None:
-            delta = "args_delta" if isinstance(self._parts[self._grown], ai.ToolPart) else "delta"
-            self._change(self._grown, **{delta: None})
-            self._grown = None
-        kind = part["type"].rpartition("-")[0]
-        match part["type"]:
-            case "text-start":
-                self._begin(kind, part, ProviderText(text="", state="streaming"))
-            case "reasoning-start":
-                self._begin(kind, part, ProviderReasoning(text="", state="streaming"))
+    def add(self, sent: Part) -> bool:
+        """Take in a part of the stream. Returns whether the message has changed. MalformedStream: it cannot be read."""
+        for part in self._parts:
+            part.pop("delta", None)
+            part.pop("args_delta", None)
+        kind = sent["type"].rpartition("-")[0]
+        match sent["type"]:
+            case "text-start" | "reasoning-start":
+                self._open[kind, _id(sent, "id")] = self._new(sent, type=kind, text="", state="streaming")
             case "tool-input-start":
-                call = ProviderTool(tool_call_id=_id(part, "id"), tool_name=_id(part, "toolName"), tool_args="")
-                self._begin(kind, part, call.model_copy(update={"state": "streaming"}))
+                self._open[kind, _id(sent, "id")] = self._new_call(sent, "id")
             case "text-delta" | "reasoning-delta" | "tool-input-delta":
-                self._grow(self._block(kind, part), _string(part, "delta", "textDelta"))
-            case "text-end" | "reasoning-end" | "tool-input-end":
-                self._change(self._block(kind, part), state="done")
+                text, delta = ("tool_args", "args_delta") if kind == "tool-input" else ("text", "delta")
+                block = self._block(kind, sent)
+                block[delta] = _string(sent, "delta", "textDelta")
+                block[text] += block[delta]
+            case "text-end" | "reasoning-end":
+                self._block(kind, sent)["state"] = "done"
+            case "tool-input-end":
+                self._block(kind, sent)  # for its metadata; the whole call has the last word
             case "tool-call":
-                self._call(part)
+                self._call(sent)
             case "tool-result":
-                self._result(part)
+                self._result(sent)
             case "file":
-                self._parts.append(ProviderFile(data=_string(part, "data"), media_type=_id(part, "mediaType")))
-                self._keep_metadata(len(self._parts) - 1, part)
+                self._new(sent, type="file", data=_string(sent, "data"), media_type=_id(sent, "mediaType"))
             case "finish":
-                self.finish_reason, self._usage = _finish_reason(part), _usage(part.get("usage"))
+                sent = _storable(sent)
+                reason = sent.get("finishReason")
+                reason = reason.get("unified") if isinstance(reason, dict) else reason
+                self.finish_reason = reason if reason and isinstance(reason, str) else "other"
+                self._usage = _usage(sent.get("usage"))
                 return False
             case "stream-start" | "response-metadata" | "raw" | "source":
                 return False
             case unknown:
-                logging.getLogger(__name__).warning("the gateway sent a part of an unknown type: %s", unknown)
+                logging.getLogger(__name__).info("the gateway sent a part of an unknown type: %s", unknown)
                 return False
         return True
 
     def message(self) -> ai.Message:
-        """The message so far."""
-        return ProviderMessage(role="assistant", parts=[*self._parts], id=self._start.id)
+        return MESSAGE.validate_python({"role": "assistant", "id": self._id, "parts": self._parts})
 
     def whole(self, output_type: type[pydantic.BaseModel] | None) -> ai.Message:
-        """The message in the end, and its text as structured output where that was asked for.
-
-        Raises:
-            ValueError: The text is no such output.
-        """
-        parts: list[ai.Part] = []
-        calls: set[tuple[str, str, str]] = set()
-        for i, part in enumerate(self._parts):
-            update: dict[str, object] = {} if isinstance(part, ai.FilePart) else {"state": "done"}
-            if isinstance(part, ai.ToolPart):
-                call = (part.tool_call_id, part.tool_name, _canonical(part.tool_args))
-                if call in calls:  # a call that was sent twice is one call
-                    continue
-                calls.add(call)
-            parts.append(self._parts[i].model_copy(update=update))
-        text = "".join(part.text for part in parts if isinstance(part, ai.TextPart))
-        if output_type is not None and text:
+        """The message in the end, with structured output where that was asked for. ValueError: the text is none."""
+        ids: set[str] = set()
+        for part in self._parts:
+            part["state"] = "done"
+            if part["type"] == "tool" and not part.get("provider_executed"):
+                part["tool_call_id"] = unique_id(part["tool_call_id"], ids)
+        self._parts = _storable(self._parts)
+        message = self.message()
+        message.usage = self._usage
+        if output_type is not None and (text := text_of(message)):
             data = json.loads(text)
             output_type.model_validate(data)
             name = f"{output_type.__module__}.{output_type.__qualname__}"
-            parts.append(ai.StructuredOutputPart(data=data, output_type_name=name))
-        return ProviderMessage(role="assistant", parts=parts, id=self._start.id, usage=self._usage)
+            message.parts.append(ai.StructuredOutputPart(data=data, output_type_name=name))
+        return message
 
-    def _begin(self, kind: str, part: Part, new: ProviderPart) -> None:
-        self._open[kind, _id(part, "id")] = len(self._parts)
-        self._parts.append(new)
-        self._keep_metadata(len(self._parts) - 1, part)
+    def _new(self, sent: Part, **part: Any) -> Part:
+        self._parts.append(part)
+        _keep_metadata(part, sent)
+        return part
 
-    def _block(self, kind: str, part: Part) -> int:
-        i = self._open.get((kind, _id(part, "id")))
-        if i is None:
-            raise MalformedStream(f"a {part['type']} of a block that was never begun")
-        self._keep_metadata(i, part)
-        return i
+    def _new_call(self, sent: Part, id: str) -> Part:
+        call = {"tool_call_id": _id(sent, id), "tool_name": _id(sent, "toolName"), "tool_args": ""}
+        return self._new(sent, type="tool", state="streaming", **call)
 
-    def _grow(self, i: int, delta: str) -> None:
-        part = self._parts[i]
-        if isinstance(part, ai.ToolPart):
-            self._change(i, tool_args=part.tool_args + delta, args_delta=delta)
-        elif isinstance(part, ai.TextPart | ai.ReasoningPart):
-            self._change(i, text=part.text + delta, delta=delta)
-        self._grown = i
+    def _block(self, kind: str, sent: Part) -> Part:
+        block = self._open.get((kind, _id(sent, "id")))
+        if block is None:
+            raise MalformedStream(f"a {sent['type']} of a block that was never begun")
+        _keep_metadata(block, sent)
+        return block
 
-    def _change(self, i: int, **update: object) -> None:
-        self._parts[i] = self._parts[i].model_copy(update=update)
+    def _calls(self, sent: Part) -> list[Part]:
+        return [part for part in self._parts if part.get("tool_call_id") == _id(sent, "toolCallId")]
 
-    def _call(self, part: Part) -> None:
+    def _call(self, sent: Part) -> None:
         """A whole tool call. Normally it was streamed before; then it has the last word on it."""
-        id, name = _id(part, "toolCallId"), _id(part, "toolName")
-        arguments = part.get("input", "")
+        arguments = sent.get("input", "")
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        i = self._find(id, lambda i, call: i not in self._whole and call.tool_name == name)
-        if i is None:
-            i = len(self._parts)
-            self._parts.append(ProviderTool(tool_call_id=id, tool_name=name, tool_args=""))
-        self._whole.add(i)
         if arguments.strip() in ("", "null"):  # as some models call a tool that has no parameters
             arguments = "{}"
-        self._change(i, tool_args=arguments, state="done", provider_executed=part.get("providerExecuted") is True)
-        self._keep_metadata(i, part)
+        same = [call for call in self._calls(sent) if call["tool_name"] == _id(sent, "toolName")]
+        streamed = next((call for call in same if call["state"] == "streaming"), None)
+        if any(call["state"] == "done" and _canonical(call["tool_args"]) == _canonical(arguments) for call in same):
+            self._parts = [part for part in self._parts if part is not streamed]  # a call that was sent twice is one
+            return
+        call = streamed or self._new_call({**sent, "providerMetadata": None}, "toolCallId")
+        call |= {"tool_args": arguments, "state": "done"}
+        if sent.get("providerExecuted") is True:
+            call["provider_executed"] = True
+        _keep_metadata(call, sent)
 
-    def _result(self, part: Part) -> None:
+    def _result(self, sent: Part) -> None:
         """The result of a tool that the provider ran. Where it sends several for a call, the last one counts."""
-        id = _id(part, "toolCallId")
-        i = self._find(id, lambda i, call: True)
-        if i is None:
-            i = len(self._parts)
-            self._parts.append(ProviderTool(tool_call_id=id, tool_name=_id(part, "toolName"), tool_args=""))
-        status: Literal["error", "result"] = "error" if part.get("isError") else "result"
-        metadata = part.get("providerMetadata")
-        self._change(i, status=status, result=part.get("result"), state="done", provider_executed=True)
-        self._change(i, result_metadata=metadata if isinstance(metadata, dict) else {})
-
-    def _find(self, id: str, fits: Callable[[int, ai.ToolPart], bool]) -> int | None:
-        """Where the latest tool call with this id is that fits."""
-        for i, part in reversed([*enumerate(self._parts)]):
-            if isinstance(part, ai.ToolPart) and part.tool_call_id == id and fits(i, part):
-                return i
-        return None
-
-    def _keep_metadata(self, i: int, part: Part) -> None:
-        sent = part.get("providerMetadata")
-        if isinstance(sent, dict):
-            kept = metadata_of(self._parts[i])
-            merged: Metadata = {**kept}
-            for provider, values in sent.items():
-                before = kept.get(provider)
-                merged[provider] = before | values if isinstance(before, dict) and isinstance(values, dict) else values
-            self._change(i, provider_metadata=merged)
+        call = (self._calls(sent) or [self._new_call({**sent, "providerMetadata": None}, "toolCallId")])[-1]
+        metadata = sent.get("providerMetadata")
+        call |= {"status": "error" if sent.get("isError") else "result", "result": sent.get("result")}
+        call |= {"provider_executed": True, "result_metadata": metadata if isinstance(metadata, dict) else {}}
 
 
-def _id(part: Part, name: str) -> str:
-    return f"{part.get(name) or ''}"
+def _keep_metadata(part: Part, sent: Part) -> None:
+    metadata = sent.get("providerMetadata")
+    for provider, values in metadata.items() if isinstance(metadata, dict) else ():
+        kept = part.setdefault("provider_metadata", {})
+        before = kept.get(provider)
+        kept[provider] = before | values if isinstance(before, dict) and isinstance(values, dict) else values
 
 
-def _string(part: Part, *names: str) -> str:
+def _storable[T](value: T) -> T:
+    """The value with halves of surrogate pairs joined or replaced, wherever they are."""
+    plain: T = json.loads(encodable(json.dumps(value, ensure_ascii=False)))
+    return plain
+
+
+def _id(sent: Part, name: str) -> str:
+    return f"{sent.get(name) or ''}"
+
+
+def _string(sent: Part, *names: str) -> str:
     """The text under the first of these names that is there; null is an empty text."""
-    for name in names:
-        if name in part:
-            value = part[name]
-            if value is None or isinstance(value, str):
-                return value or ""
-            raise MalformedStream(f"the {name} of a {part['type']} is no text: {json.dumps(value)[:100]}")
-    raise MalformedStream(f"a {part['type']} has no {names[0]}")
+    name = next((name for name in names if name in sent), None)
+    if name is None:
+        raise MalformedStream(f"a {sent['type']} has no {names[0]}")
+    if not isinstance(sent[name], str | None):
+        raise MalformedStream(f"the {name} of a {sent['type']} is no text: {json.dumps(sent[name])[:100]}")
+    return sent[name] or ""
 
 
 def _canonical(arguments: str) -> str:
@@ -445,31 +372,21 @@ def _canonical(arguments: str) -> str:
         return arguments
 
 
-def _finish_reason(part: Part) -> str:
-    reason = part.get("finishReason")
-    if isinstance(reason, dict):
-        reason = reason.get("unified")
-    return reason if reason and isinstance(reason, str) else "other"
-
-
 def _usage(sent: object) -> ai.Usage | None:
     """The count of tokens. A count that is no number counts as not told; `raw` has it all the same."""
     if not isinstance(sent, dict):
         return None
 
-    def count(*path: str) -> int | None:
-        value: object = sent
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        return math.ceil(cast(float, value)) if is_number else None
-
-    def total(nested: str, flat: str) -> int:
-        return count(nested, "total") or count(nested) or count(flat) or 0
+    def count(side: str, name: str = "total") -> int | None:
+        counts = sent.get(side)
+        value = counts.get(name) if isinstance(counts, dict) else counts if name == "total" else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+            return math.ceil(value)
+        return None
 
     return ai.Usage(
-        input_tokens=total("inputTokens", "prompt_tokens"),
-        output_tokens=total("outputTokens", "completion_tokens"),
+        input_tokens=count("inputTokens") or count("prompt_tokens") or 0,
+        output_tokens=count("outputTokens") or count("completion_tokens") or 0,
         reasoning_tokens=count("outputTokens", "reasoning"),
         cache_read_tokens=count("inputTokens", "cacheRead"),
         cache_write_tokens=count("inputTokens", "cacheWrite"),
@@ -480,52 +397,24 @@ def _usage(sent: object) -> ai.Usage | None:
 # ── Errors ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _refusal(response: httpx.Response) -> GatewayError:
-    """The error of an HTTP status."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = response.text
-    error = _innermost(body)
-    status, message = response.status_code, _message(error) or response.reason_phrase
-    text = f"HTTP {status}: {message}"
-    if not is_final_status(status) and _is_final(error, status):
-        return RefusedRequest(text, status_code=status)
-    plain = {"message": message, "type": str(error.get("type"))}
-    failure = create_gateway_error(
-        response_body={"error": plain}, status_code=status, api_key_provided=bool(environment()[1])
-    )
-    failure.args = (f"HTTP {status}: {failure}",)  # which says more of a key that is refused
-    return failure
+def _failure(sent: object, status: int | None = None) -> GatewayFailure:
+    """The error of an HTTP status, or of an `error` part in the stream.
 
-
-def _reported(sent: object) -> GatewayError:
-    """The error of an `error` part in the stream."""
-    error = _innermost(sent)
-    status = error.get("statusCode") if isinstance(error.get("statusCode"), int) else None
-    text = f"HTTP {status}: {_message(error)}" if status else f"the model's stream reported an error: {_message(error)}"
-    return (RefusedRequest if _is_final(error, status) else IncompleteAnswer)(text, status_code=status or 500)
-
-
-def _innermost(error: object) -> dict[str, Any]:
-    """The error itself, with what is said around it and not in it."""
-    while isinstance(error, dict) and isinstance(inner := error.get("error"), dict | str):
-        around = {name: value for name, value in error.items() if name != "error"}
-        error = around | (inner if isinstance(inner, dict) else {"message": inner})
-    return error if isinstance(error, dict) else {"message": error}
-
-
-def _message(error: dict[str, Any]) -> str:
-    message = error.get("message")
-    return message if isinstance(message, str) else json.dumps(message or error)
-
-
-def _is_final(error: dict[str, Any], status: int | None) -> bool:
-    """Whether the same request would be refused again. The gateway's own word counts first, then what is wrong, then
-    the status; the type counts where there is no status."""
-    if isinstance(retryable := error.get("isRetryable"), bool):
-        return not retryable
-    kinds = {str(error.get("type")), str(error.get("code"))}
-    if kinds & FINAL_CODES or "prompt is too long" in _message(error).lower():
-        return True
-    return bool(kinds & FINAL_TYPES) if status is None else is_final_status(status)
+    The gateway's own word on retrying counts first, then what is wrong, then the status. The type counts where there
+    is no status.
+    """
+    while isinstance(sent, dict) and isinstance(inner := sent.get("error"), dict | str):
+        around = {name: value for name, value in sent.items() if name != "error"}
+        sent = around | (inner if isinstance(inner, dict) else {"message": inner})
+    error = sent if isinstance(sent, dict) else {"message": sent}
+    told, code, retryable = error.get("message"), error.get("statusCode"), error.get("isRetryable")
+    message = told if isinstance(told, str) else json.dumps(told or error)
+    if id := error.get("generationId"):
+        message += f" [{id}]"
+    status = status or (code if isinstance(code, int) else None)
+    if not isinstance(retryable, bool):
+        kinds = {str(error.get("type")), str(error.get("code"))}
+        final = bool(kinds & FINAL_TYPES) if status is None else is_final_status(status)
+        retryable = not (final or kinds & FINAL_CODES or "prompt is too long" in message.lower())
+    text = f"HTTP {status}: {message}" if status else f"the model's stream reported an error: {message}"
+    return GatewayFailure(text, status or 500, retryable)

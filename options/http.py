@@ -11,6 +11,21 @@ TLS = httpx.create_ssl_context()
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
+def check_url(name: str, url: str) -> None:
+    """Find what would make every request to a URL fail, before the first one.
+
+    Args:
+        name: Where the URL comes from, for the message.
+        url: The URL.
+
+    Raises:
+        ValueError: It is no URL, or needs a proxy that cannot be used. The message is one line for the user.
+    """
+    if not _is_usable(url, ("http", "https")):
+        raise ValueError(f"{name} is no http:// or https:// URL: {url}")
+    proxy_for(url)
+
+
 def http_client(url: str, timeout: httpx.Timeout) -> httpx.AsyncClient:
     """A client for requests to the host of this URL.
 
@@ -37,16 +52,19 @@ def proxy_for(url: str) -> str | None:
     if found is None or _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = proxies[found] if "://" in proxies[found] else f"http://{proxies[found]}"
-    try:
-        usable = httpx.URL(proxy).scheme in PROXY_SCHEMES and bool(httpx.URL(proxy).host)
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
+    if not _is_usable(proxy, PROXY_SCHEMES):
         raise ValueError(
             f"{found.upper()}_PROXY names a proxy that cannot be used for {host}: name one with http://, https://, "
             "socks5:// or socks5h://, or set NO_PROXY"
         )
     return proxy
+
+
+def _is_usable(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        return httpx.URL(url).scheme in schemes and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

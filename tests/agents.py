@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from activities import tool_call_activity
     from bridge.wire import ModelRequest, ToolCall, WireMessage
     from durable import TemporalLanguageModel
-    from options.continuing import Carried, ContinueAsNew
+    from options.continuing import Carried, ContinuingModel
     from workflow import agent
 
 
@@ -169,8 +169,7 @@ class LongWorkflow:
 
     @workflow.run
     async def run(self, request: LongRequest) -> tuple[str, int]:
-        continuing = ContinueAsNew(request)
-        llm = TemporalLanguageModel("test/model", max_calls=20, continuing=continuing)
+        llm = ContinuingModel("test/model", request, max_calls=20)
 
         async def two_at_once(llm: ai.LanguageModel, query: str) -> None:
             async def later() -> None:
@@ -188,7 +187,7 @@ class LongWorkflow:
 
         loops = {"two": two_at_once, "example": with_an_example}
         loop = loops.get(request.query, other_agent)
-        run = ai.run(loop, llm, request.query, checkpoint=continuing.checkpoint)
+        run = ai.run(loop, llm, request.query, checkpoint=llm.checkpoint)
         return (await transcript_of(run))[-1].text, llm.calls
 
 
@@ -301,7 +300,21 @@ class FailingWorkflow:
         await transcript_of(ai.run(loop))
 
 
+@workflow.defn
+class NamesWorkflow:
+    """Has attributes of its own, with names that the bridge might take."""
+
+    @workflow.run
+    async def run(self) -> str:
+        self._conversation, self._desk, self._doing = "its own", [1], None
+        llm = TemporalLanguageModel("test/model")
+        messages = await transcript_of(ai.run(other_agent, llm, "go"))
+        assert (self._conversation, self._desk, self._doing) == ("its own", [1], None)
+        return messages[-1].text
+
+
 WORKFLOWS = [
+    NamesWorkflow,
     TranscriptWorkflow,
     OtherWorkflow,
     ImpatientWorkflow,

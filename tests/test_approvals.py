@@ -19,7 +19,7 @@ import agents
 import pytest
 import toolbox
 from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, make_worker
-from standin import Reply, StandIn, held, text
+from standin import Reply, StandIn, hang, held, text
 from standin import json as json_reply
 from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
@@ -127,6 +127,18 @@ async def test_an_answer_to_no_question_is_refused_and_leaves_no_trace(
     await guarded.result()
     assert toolbox.OPENED == []
     assert results(standin)[1:] == ["ToolError: a person did not allow this call of open_door: no reason given"] * 2
+
+
+async def test_an_answer_before_the_first_question_is_told_that_nothing_waits(
+    client: Client, queue: str, start_agent: StartAgent, standin: StandIn
+) -> None:
+    standin.play(hang())
+    handle = await start_agent()
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    with pytest.raises(WorkflowUpdateFailedError) as error:
+        await answer(handle, "early", True)
+    assert "no tool call 'early' waits for an approval" in str(error.value.cause)
+    await handle.terminate()
 
 
 async def test_a_question_that_the_loop_gives_up_is_no_longer_open(client: Client, queue: str) -> None:

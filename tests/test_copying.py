@@ -89,7 +89,7 @@ SAMPLE = {"main", "workflow", "tools", "durable", "activities", "plugin", "bridg
         (["activities.py"], {"bridge"}),
         (["durable.py"], {"activities", "bridge"}),
         (["plugin.py"], {"activities", "bridge"}),
-        (["options"], {"bridge", "options"}),
+        (["options"], {"bridge", "durable", "options"}),
         (["tools.py"], {"app"}),
         (["app/open_meteo.py"], {"options"}),
     ],

@@ -242,8 +242,6 @@ MALFORMED: dict[str, tuple[Reply, list[str]]] = {
     ),
     "never begun": (with_line('{"type": "reasoning-end", "id": "t"}'), ["a reasoning-end of a block that was never"]),
     "file of nothing": (with_line('{"type": "file", "mediaType": "image/png"}'), ["a file has no data"]),
-    "JSON for a stream": (page({"text": "whole"}), ["Content-Type", "text/event-stream", "application/json"]),
-    "page for a stream": (raw(b"<h1>Hello</h1>", media_type="text/html"), ["Content-Type", "text/html"]),
 }
 
 
@@ -578,6 +576,12 @@ async def test_6_a_final_error_ends_the_run_at_once_with_what_it_says(at_once: A
             assert (TOO_LONG if name.startswith("too long") else "not so") in failure.message
     told = {name: outcomes[f"HTTP: {name}"].message for name in OVER_HTTP}
     assert told == {name: message for name, (_, _, message) in OVER_HTTP.items()}
+
+
+async def test_3_a_page_in_the_place_of_a_stream_is_an_outage(at_once: AtOnce) -> None:
+    pages = {"JSON": page({"text": "whole"}), "HTML": raw(b"<h1>Hello</h1>", media_type="text/html")}
+    scripts = {name: [*[reply] * 3, text("whole")] for name, reply in pages.items()}
+    assert await at_once(agents.ImpatientWorkflow, scripts) == dict.fromkeys(pages, "whole")
 
 
 async def test_6_a_passing_error_is_ridden_out_more_often_than_a_malformed_answer(

@@ -133,7 +133,7 @@ def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, st
         (
             401,
             "authentication_error",
-            r"Error: the run failed: HTTP 401: .*Invalid API key.* Set AI_GATEWAY_API_KEY .*",
+            r"Error: the run failed: HTTP 401: no good\. Set AI_GATEWAY_API_KEY to a valid key and start a new run\.",
         ),
         (
             404,

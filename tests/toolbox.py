@@ -121,6 +121,12 @@ OPEN_TOOL = ai.Tool(
     schema=ai.ToolSchema(name="any_arguments", description="", param_schema={"type": "object"}, return_type=None),
 )
 
+
+@ai.tool
+async def keep_quiet() -> None:
+    """Do something, and return nothing."""
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
@@ -139,6 +145,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(misread),
     temporal_tool(OPEN_TOOL),
     temporal_tool(go_wrong, retry_policy=QUICKLY),
+    temporal_tool(keep_quiet),
 ]
 
 

@@ -15,9 +15,9 @@ with workflow.unsafe.imports_passed_through():
     from travel_tools import book, charge, quote
 
     from bridge.wire import text_of
-    from durable import TemporalLanguageModel, temporal_tool, temporal_tools
+    from durable import temporal_tool, temporal_tools
     from options.approvals import APPROVAL, Approval, ask_a_person, open_questions
-    from options.continuing import Carried, ContinueAsNew
+    from options.continuing import Carried, ContinuingModel
     from options.gateway import GatewayModel
     from plugin import DurableAgents
 
@@ -39,10 +39,9 @@ class TravelRequest(pydantic.BaseModel):
 class TravelWorkflow:
     @workflow.run
     async def run(self, request: TravelRequest) -> str:
-        continuing = ContinueAsNew(request)
-        llm = TemporalLanguageModel("scripted", max_calls=5_000, continuing=continuing)
+        llm = ContinuingModel("scripted", request, max_calls=5_000)
         answer = ""
-        async for message in ai.run(travel_agent, llm, request.query, checkpoint=continuing.checkpoint):
+        async for message in ai.run(travel_agent, llm, request.query, checkpoint=llm.checkpoint):
             answer = text_of(message)
         return answer
 
