@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import vercel_ai_sdk as ai
 
-from app import open_meteo
+import open_meteo
 
 
 class Weather(TypedDict):

@@ -5,7 +5,7 @@ import os
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import WorkerDeploymentConfig
 
-from app import open_meteo
+import open_meteo
 from app.output import UserError, one_line
 from options import gateway
 from options.http import check_url

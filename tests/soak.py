@@ -38,8 +38,8 @@ from starlette.responses import Response
 
 from app import command_line, devserver
 from app.demo import CITIES
-from app.open_meteo import WEATHER_CODES
 from app.server import patiently, temporal_server
+from open_meteo import WEATHER_CODES
 from plugin import DurableAgents
 
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang

@@ -42,9 +42,9 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 import tools
 from app import devserver
-from app.open_meteo import OpenMeteoError
 from bridge.failures import is_final
 from durable import temporal_tool
+from open_meteo import OpenMeteoError
 from options.gateway import GatewayModel, check_environment
 from options.http import http_client, proxy_for
 from plugin import DurableAgents

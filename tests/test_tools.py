@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app import demo, open_meteo
+import open_meteo
+from app import demo
 from tools import get_population, get_weather
 
 AnyTool = ai.Tool[..., Any]
