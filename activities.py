@@ -4,9 +4,10 @@
 `tool_call_activity` calls the original function of a tool by name. Both heartbeat in the background, so that the server
 notices a dead worker within seconds.
 
-Both sort their failures into two kinds (bridge/failures.py). Final is a failure that the same call would meet again: a
-bug, a `ValueError`, most of HTTP 4xx, or an error that says so itself. All others are left to the retry policy. A model
-call that fails for good ends the run. A tool call that fails for good is told to the model.
+Both classify their failures (bridge/failures.py). Final is a failure that the same call would meet again: a bug
+(`TypeError`, `KeyError`, …), a `ValueError`, most of HTTP 4xx, or an error with `is_retryable = False`. An unusable
+answer of the model is final from the third attempt on. All others are left to the retry policy. A model call that fails
+for good ends the run. A tool call that fails for good is told to the model.
 
 This file names no tool, no model and no task queue, so that you can copy it unchanged.
 """
@@ -58,7 +59,7 @@ class ModelActivities:
         Raises:
             ApplicationError: Final where asking again cannot help (a bad key, an unknown model, a bad request), and for
                 an answer over `PAYLOAD_LIMIT`. From the attempt `UNUSABLE_ANSWER_ATTEMPTS` on also for an unusable
-                answer: one that is empty, malformed, or too long for the activity's time. Retryable otherwise.
+                answer: empty, malformed, no `output_type`, or too long for the activity's time. Retryable otherwise.
         """
         with classified_failures():
             async with heartbeats() as live:

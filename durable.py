@@ -47,7 +47,7 @@ MODEL_OPTIONS = workflow.ActivityConfig(
     # A long answer may take as long as it takes. Silence is found by the idle timeout, a dead worker by the heartbeats.
     start_to_close_timeout=timedelta(hours=24),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    # Half an hour of waiting between the attempts: rides out an outage of the provider, but not for ever. There is no
+    # In all half an hour of waiting: rides out an outage of the provider, but not for ever. There is no
     # schedule-to-close timeout, which would go on counting while no worker runs.
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
 )
@@ -62,7 +62,8 @@ class TemporalLanguageModel(ai.LanguageModel):
             answer takes.
         idle_timeout: How long no part of an answer may come before the attempt fails. Two minutes, since some models
             think for more than one before the first word.
-        options: Activity options, over the ones in `MODEL_OPTIONS`.
+        options: Activity options, over the ones in `MODEL_OPTIONS`. A `retry_policy` needs `maximum_attempts`, or it
+            retries for ever.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class TemporalLanguageModel(ai.LanguageModel):
             ActivityError: The call failed for good.
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`, which the
-        plugin turns into the failure of the workflow run. Nor should the loop limit a call with `asyncio.timeout()`;
-        the options do that.
+        plugin turns into the failure of the workflow run. Nor may the loop put `asyncio.timeout()` around a model call:
+        the SDK fails when the answer comes.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -139,7 +140,7 @@ TOOL_OPTIONS = workflow.ActivityConfig(
 )
 
 type BeforeToolCall = Callable[[ToolCall], Awaitable[None]]
-"""Awaited in the workflow before a tool call. A `ToolError` refuses the call; any other error ends the run."""
+"""Awaited in the workflow before a tool call. A `ToolError` refuses the call."""
 
 type _Wrapping = tuple[ai.Tool[..., Any], BeforeToolCall | None, workflow.ActivityConfig]
 
@@ -154,8 +155,8 @@ def temporal_tool[**P, R](
 
     Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
     `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
-    the original function. Inside, a call that fails for good raises a `ToolError`: a `JSONDecodeError` in disguise, the
-    only kind of error that `ai.execute_tool` tells the model. Either way the arguments arrive as the function annotates
+    the original function. Inside, a call that fails for good raises a `ToolError`, which `ai.execute_tool` tells the
+    model. Either way the arguments arrive as the function annotates
     them, pydantic models included. The result of a call in a workflow is plain JSON: a pydantic model comes back as a
     dictionary, whatever the type says.
 
@@ -168,9 +169,9 @@ def temporal_tool[**P, R](
         before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example. It has to
             come from a module that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
-            at most once: after a crash the model is told that nobody knows whether the call took effect. Where the
-            service takes an idempotency key, keep the retries, and make the key of the workflow run id and the activity
-            id in `activity.info()`, which are the same for all attempts.
+            at most once for each call of the model: after a crash the model is told that nobody knows whether it took
+            effect, and may call again. Where the service takes an idempotency key, keep the retries, and make the key
+            of the workflow run id and the activity id in `activity.info()`, which are the same for all attempts.
 
     Raises:
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
@@ -254,8 +255,8 @@ class _Pump:
 
     @classmethod
     async def start(cls) -> None:
-        """Start the pump of this `ai.run()`, unless it has one. Two idle steps would wake each other for ever, and the
-        workflow task would never end."""
+        """Start the pump of this `ai.run()`, unless it has one. Of two idle steps, each would find the other in the
+        queue, end, and queue itself again: the workflow task would never end."""
         runtime = _runtime.get(None)
         if runtime is not None and runtime not in cls._started:
             cls._started.add(runtime)
@@ -263,7 +264,8 @@ class _Pump:
 
     @classmethod
     async def _queue_idle_step(cls, runtime: ai.Runtime) -> None:
-        await runtime.put_step(functools.partial(cls._idle_step, runtime), asyncio.Future())
+        nobody = asyncio.Future[ai.StreamResult]()  # would await the end of the step
+        await runtime.put_step(functools.partial(cls._idle_step, runtime), nobody)
 
     @classmethod
     async def _idle_step(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:

@@ -58,13 +58,13 @@ def main(options: Options) -> int:
 
 async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
-    # With `--yes` or `--no` the process delivers an approval, for which the workflow needs a worker. The process ends
-    # before a call would, so its worker makes no calls.
+    # With `--yes` or `--no` the process only delivers an approval. That takes a worker for the workflow. But the process
+    # exits right after, and would cut off any call that it had taken. So its worker makes no calls.
     plugin = DurableAgents(GatewayModel if options.makes_calls else None)
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
         worker = nullcontext() if options.no_worker else make_worker(server.client, queue, ending.worker_failed)
-        async with worker, ending.work():  # after which Ctrl-C only ends the process
+        async with worker, ending.work():  # when `work()` is left, Ctrl-C only ends the process
             if options.worker:
                 say(f"Worker on {server.client.service_client.config.target_host} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()

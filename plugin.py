@@ -95,8 +95,8 @@ def with_passthrough(runner: WorkflowRunner | None) -> WorkflowRunner:
 
 
 class _GroupsFailTheRun(Interceptor):
-    """Ends a run whose loop fails: see `failure_of()`. Other errors of a workflow are left to Temporal, which retries
-    the workflow task until the code is mended."""
+    """Ends a run whose loop fails, also by a bug in the loop: see `failure_of()`. Errors outside of `ai.run()` are left
+    to Temporal, which retries the workflow task until the code is mended."""
 
     @override
     def workflow_interceptor_class(

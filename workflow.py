@@ -1,7 +1,7 @@
 """The agent, and the workflow that makes it durable.
 
-`agent()` is a plain loop of the Vercel AI SDK and knows nothing of Temporal: run it with
-`ai.run(agent, GatewayModel("provider/model"), "…")` and it works just the same, only not durably.
+`agent()` is a plain loop of the Vercel AI SDK and knows nothing of Temporal. `ai.run(agent, GatewayModel("…"), "…")`
+runs it without Temporal. It is then not durable, and the error of a tool ends it.
 """
 
 import asyncio
@@ -72,7 +72,8 @@ class AgentWorkflow:
 
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        # A `TemporalLanguageModel` that continues the run as new when its history is long.
+        # A `TemporalLanguageModel` that continues the run as new when its history is long: with the same request, and
+        # `carried` in it. Only for loops that make one model call at a time.
         llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls)
         enable_approvals(request.approve)  # for this workflow run only
         text = ""
