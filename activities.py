@@ -48,7 +48,7 @@ model may do better when it is asked again, but each attempt is paid for."""
 
 @dataclass(frozen=True)
 class ModelActivities:
-    """Holds what the model activity depends on, so that a worker can be given any model class: see plugin.py."""
+    """The model activity, with the model class of its worker: see plugin.py."""
 
     make_model: Callable[[str], ai.LanguageModel]
 

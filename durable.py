@@ -158,7 +158,7 @@ def temporal_tool[**P, R](
     the original function. Inside, a call that fails for good raises a `ToolError`, which `ai.execute_tool` tells the
     model. Either way the arguments arrive as the function annotates
     them, pydantic models included. The result of a call in a workflow is plain JSON: a pydantic model comes back as a
-    dictionary, whatever the type says.
+    dictionary, against its type.
 
     Every worker has to import the module, also one that only runs activities. Wrapping a tool again with the same
     options returns the first wrapper, because the sandbox imports workflow files anew for every run.
@@ -206,7 +206,7 @@ def temporal_tool[**P, R](
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
-        # Not `bound.arguments`, which nests what a `**kwargs` takes.
+        # Not `bound.arguments`, which nests the arguments of a `**kwargs`.
         arguments = {**dict(zip(signature.parameters, bound.args, strict=False)), **bound.kwargs}
         activity_input = ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments))
         await _Pump.start()

@@ -1,4 +1,4 @@
-"""Open-Meteo, a free weather service, over HTTP: places, forecasts, and what is wrong with an answer."""
+"""Open-Meteo, a free weather service, over HTTP: places, forecasts, and clear errors."""
 
 import os
 

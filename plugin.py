@@ -41,7 +41,7 @@ STICKY_TIMEOUT = timedelta(seconds=5)
 
 
 class DurableAgents(SimplePlugin):
-    """Brings to clients the payload converter, and to workers both activities and whatever the bridge needs of them.
+    """Brings the payload converter to clients, and both activities and all settings of the bridge to workers.
 
     Give it to `Client.connect()`: the workers of a client take over its plugins.
 
@@ -112,7 +112,7 @@ class _FailureOfGroup(WorkflowInboundInterceptor):
             return await super().execute_workflow(input)
         except BaseExceptionGroup as group:
             failure = failure_of(group)
-            raise failure from failure.__cause__  # keeps what makes it a cancellation, and leaves the group out
+            raise failure from failure.__cause__  # the cause makes it a cancellation; the group is left out
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The command line's words: what may be asked for, and what is wrong usage. Imports nothing that takes long to load."""
+"""The words of the command line, and wrong usage. Imports nothing that takes long to load."""
 
 import argparse
 import importlib

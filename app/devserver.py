@@ -22,7 +22,7 @@ START_SECONDS, STOP_SECONDS = 30, 5
 
 
 class CannotServe(Exception):
-    """There can be no dev server here. The message says why, and what to do."""
+    """There can be no dev server here. The message tells the reason and the remedy."""
 
 
 class DevServer:

@@ -1,4 +1,4 @@
-"""What the environment says of model, tools and worker, and what in it cannot work."""
+"""The settings of model, tools and worker in the environment, and faults in them."""
 
 import os
 
@@ -12,7 +12,7 @@ from options.http import check_url
 
 
 def check_environment() -> None:
-    """Find what would fail every model or tool call, before a run is started. UserError: something would."""
+    """Find a setting that would fail every model or tool call, before a run is started. UserError: there is one."""
     try:
         gateway.check_environment()
         check_url("OPEN_METEO_GEOCODING_URL", open_meteo.geocoding_url())

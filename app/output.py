@@ -17,7 +17,7 @@ COMMAND = "uv run python main.py"
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one line: what happened, and what to do."""
+    """An error that the user can put right. The message is one line: the fault and the remedy."""
 
 
 def say(text: str) -> None:
@@ -45,7 +45,7 @@ def print_answer(text: str) -> None:
 
 
 def say_error(error: BaseException, debug: bool) -> None:
-    """Say in one line what went wrong; with `debug` also where."""
+    """Say an error in one line; with `debug` after its traceback."""
     if debug:
         say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, UserError):
@@ -64,7 +64,7 @@ def set_up_logging(debug: bool) -> None:
 
 
 class OneLine(logging.Handler):
-    """Says what is logged, without tracebacks: what a user can do something about is said in words elsewhere."""
+    """Says log records in single lines, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
@@ -75,7 +75,7 @@ class OneLine(logging.Handler):
 
 
 def printable(text: str) -> str:
-    """The text without control codes: what a model or a service says must not drive the terminal."""
+    """The text without control codes: the words of a model or a service must not drive the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 

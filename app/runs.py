@@ -78,7 +78,7 @@ async def result_of(handle: Handle) -> AgentAnswer:
         return await patiently(handle.result)
     except (WorkflowFailureError, RPCError, UserError):
         raise
-    except Exception as error:  # whatever a data converter raises
+    except Exception as error:  # any error of a data converter
         raise unreadable(error) from error
 
 
@@ -109,7 +109,7 @@ async def send(handle: Handle, answer: Approval) -> str:
         try:
             question: str = await handle.execute_update(APPROVAL, answer, id=update_id, result_type=str)
             return question
-        except UpdateLost as error:  # hides what it was: a Ctrl-C, or a lost server
+        except UpdateLost as error:  # hides its cause: a Ctrl-C, or a lost server
             raise error.__cause__ or error from None
 
     try:
@@ -120,12 +120,12 @@ async def send(handle: Handle, answer: Approval) -> str:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
         raise UserError(f"run {handle.id!r} is over: nothing waits for an approval in it") from error
-    except KeyError as error:  # what the converter raises for an encoding that it does not know
+    except KeyError as error:  # the converter's, for an encoding that it does not know
         raise UserError(f"answered, but the run cannot be read here ({one_line(error)}): is it encrypted?") from error
 
 
 def why_failed(error: BaseException) -> str:
-    """The failure that ended a run in one line, and what to do about it."""
+    """The failure that ended a run in one line, and the remedy."""
     while error.__cause__ is not None and not isinstance(error, exceptions.ApplicationError):
         error = error.__cause__
     match error:

@@ -1,4 +1,4 @@
-"""Finds the Temporal server that the environment names, or has a dev server, and says what is wrong with it."""
+"""Finds the Temporal server that the environment names, or has a dev server, and explains why it cannot be used."""
 
 import asyncio
 import re
@@ -69,7 +69,7 @@ async def temporal_server(plugin: Plugin) -> AsyncIterator[Server]:
         raise UserError(f"the Temporal configuration cannot be read: {problem}") from error
     if address := config.get("target_host"):
         if not re.fullmatch(r"([^\s/:\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", address):
-            raise UserError(f"TEMPORAL_ADDRESS has to be HOST:PORT, such as localhost:7233; it is {address!r}")
+            raise UserError(f"TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT, such as localhost:7233, not {address!r}")
         yield Server(await connect(config, plugin), is_ours=False)
         return
     if config.get("tls"):

@@ -84,7 +84,7 @@ ENDINGS = {
     "activity_task_timed_out_event_attributes": ("x", "TIMED OUT after"),
     "activity_task_canceled_event_attributes": ("x", "cancelled after"),
 }
-"""How a call ended: the mark of its line, and what that says."""
+"""The end of a call: the mark of its line, and its words."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Step:
 
 
 class Screen:
-    """Standard error: plain lines, or, in a terminal, lines with what is under way below them."""
+    """Standard error: plain lines, or, in a terminal, lines with the calls under way below them."""
 
     def __init__(self) -> None:
         plain = not in_color(sys.stderr)
@@ -114,10 +114,10 @@ class Screen:
     def say(self, mark: str, text: str) -> None:
         if self.console.quiet:
             say(f"  {mark} {text}")
-        elif mark != ">":  # what is under way stands below
+        elif mark != ">":  # calls under way stand below
             sign, style = MARKS[mark]
             line = Text.assemble((f"  {sign} ", style), printable(text))
-            if mark == "<":  # how it ended is what counts; what is wrong, or is asked, stands there whole
+            if mark == "<":  # its end counts; an error or a question stands there whole
                 line.truncate(self.console.width, overflow="ellipsis")
             self.console.print(line, soft_wrap=True)
 
@@ -132,14 +132,14 @@ class Screen:
             row = Text(f"  {spinner} {printable(step.summary)}")
             row.truncate(max(1, width - len(seconds)), overflow="ellipsis")
             yield row.append(seconds)
-        # What was written last is what counts, and rendering all of a long text takes too long to be live.
+        # The end of the text counts, and rendering all of a long text takes too long to be live.
         texts = [markdown(text[-2 * height * width :], style) for step in steps for text, style in step.said]
         lines = console.render_lines(Group(*texts), options, pad=False)
         yield SegmentLines(lines[-max(1, height - len(steps) - 2) :], new_lines=True)
 
 
 class Progress:
-    """Follows a run and shows what it does: each call as it starts and ends, failed attempts, the text as it comes."""
+    """Follows a run and shows its steps: each call as it starts and ends, failed attempts, the text as it comes."""
 
     def __init__(self, client: Client, handle: Handle, debug: bool) -> None:
         self._debug = debug
@@ -151,7 +151,7 @@ class Progress:
         self._usage = Usage()
 
     async def follow(self) -> str:
-        """Show every step until the run is over, and return a summary. Raises what the data converter does, too."""
+        """Show every step until the run is over, and return a summary. UserError: the run cannot be read."""
         with self._screen.live:
             pending = asyncio.create_task(self._follow_pending())
             try:
@@ -159,7 +159,7 @@ class Progress:
             finally:
                 pending.cancel()
                 [outcome] = await asyncio.gather(pending, return_exceptions=True)
-            if isinstance(outcome, Exception):  # of what is shown meanwhile; the steps themselves are all there
+            if isinstance(outcome, Exception):  # in the live part; the steps are all there
                 say_error(outcome, self._debug)
         seconds = (self._ended - self._began).total_seconds()
         calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
@@ -225,7 +225,7 @@ class Progress:
     async def _decode[T](self, payload: Payload, type: type[T]) -> T:
         try:
             value: T = (await self._client.data_converter.decode([payload], [type]))[0]
-        except Exception as error:  # whatever a data converter raises
+        except Exception as error:  # any error of a data converter
             raise unreadable(error) from error
         return value
 
@@ -278,7 +278,7 @@ class Progress:
             say(f"        {command} --yes {call}")
             say(f'        {command} --no {call} --reason "…"')
             return
-        self._screen.live.stop()  # the terminal is left to the person who types
+        self._screen.live.stop()  # the terminal is left to the typing person
         answer = await self._prompt(call)
         self._screen.live.start()
         if answer:
@@ -292,7 +292,7 @@ class Progress:
         import termios  # there is none on Windows
 
         while True:
-            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # keys that were typed before the question do not answer it
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
                 if call not in await self._open_questions():

@@ -1,4 +1,4 @@
-"""The failure rules: which failures are final, what is said of them, and how a loop's failure ends the run.
+"""The failure rules: which failures are final, how they are told, and how a loop's failure ends the run.
 
 In an activity, `classified_failures()` turns an error into an `ApplicationError` that says whether to try again. In a
 workflow, `failure_of()` finds the failure inside of the groups that `ai.run()` raises.
@@ -99,7 +99,7 @@ def is_final(error: BaseException) -> bool:
     if isinstance(retryable, bool):
         return not retryable
     if isinstance(error, GatewayError) and error.__cause__ is not None:
-        error = error.__cause__  # the SDK's gateway model wraps whatever goes wrong, a bug included
+        error = error.__cause__  # the SDK's gateway model wraps every error, a bug included
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return is_final_status(status)
@@ -112,8 +112,8 @@ def is_final_status(status: int) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text in one line of at most 2,000 characters, without secrets. Names the type where the text alone
-    would not tell what went wrong."""
+    """The error's text in one line of at most 2,000 characters, without secrets. It begins with the type where the text
+    alone would not tell the error."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
     if not text or not isinstance(error, Exception) or isinstance(error, (*PROGRAMMING_ERRORS, httpx.TransportError)):

@@ -69,7 +69,7 @@ class RunTranscript:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
         self._messages = request.messages
         number = next(self._numbers)
-        # As bytes, which stay as they are whatever the loop does to its messages meanwhile.
+        # As bytes, since the loop may change its messages meanwhile.
         self.requests[number] = request.model_dump_json(exclude_none=True).encode()
         try:
             yield number

@@ -44,7 +44,7 @@ class ProviderTool(ai.ToolPart, _Provided):
 
 
 class ProviderMessage(ai.Message):
-    """A message that may hold calls of tools that the provider ran. The loop has nothing left to do for these."""
+    """A message that may hold calls of tools that the provider ran. The loop has nothing left to do for such calls."""
 
     @property
     @override
@@ -186,6 +186,6 @@ class ToolCall(pydantic.BaseModel):
 
 
 class ToolReply(pydantic.BaseModel):
-    """Result of `tool_call_activity`: what the function returned, as JSON, which is how the model will read it."""
+    """Result of `tool_call_activity`: the return value of the function as JSON, as the model will read it."""
 
     result: pydantic.JsonValue

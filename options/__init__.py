@@ -1,1 +1,1 @@
-"""What the bridge can do without: take what you need."""
+"""Options of the bridge. Take the ones you need; gateway.py needs http.py."""

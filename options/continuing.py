@@ -185,7 +185,7 @@ def _without_results(message: ai.Message, done: set[str]) -> ai.Message:
 
 
 def _fingerprint(messages: list[ai.Message]) -> str:
-    # Only what models and tools said: a loop may well put the date into its system prompt.
+    # Only the words of models and tools: a loop may well put the date into its system prompt.
     said = ModelRequest(messages=[message for message in messages if message.role == "assistant"])
     # A message that the loop makes itself has another random id in every run.
     text = said.model_dump_json(exclude_none=True, exclude={"messages": {"__all__": {"id"}}})

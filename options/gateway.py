@@ -99,7 +99,7 @@ class GatewayModel(ai.LanguageModel):
             async for part in parts:
                 if answer.add(part):
                     yield answer.message()
-                if answer.finish_reason is not None:  # the answer is whole, and paid for, whatever happens to the rest
+                if answer.finish_reason is not None:  # the answer is whole, and paid for: no matter how the stream ends
                     break
         if answer.finish_reason in (None, "error"):
             what = "finished with an error" if answer.finish_reason else "ended before its finish part"
@@ -118,7 +118,7 @@ def environment() -> tuple[str, str]:
 
 
 def check_environment() -> None:
-    """Find what would make every call fail, before the first one.
+    """Find a setting that would make every call fail, before the first call.
 
     Raises:
         ValueError: The key, the URL or the proxy cannot be used. The message is one line for the user, and does not
@@ -149,7 +149,7 @@ async def _prompt(message: ai.Message) -> list[dict[str, Any]]:
                 content.append({"type": "text", "text": part.text} | extra)
             case ai.ReasoningPart():
                 content.append({"type": "reasoning", "text": part.text} | extra)
-            case ai.FilePart():  # the SDK downloads what has a URL: the gateway takes none
+            case ai.FilePart():  # the SDK downloads a file with a URL: the gateway takes no URLs
                 [entry] = await messages_to_v3_prompt([ai.Message(role="user", parts=[part])])
                 content.append(entry["content"][0] | extra)
             case ai.ToolPart():
@@ -193,7 +193,7 @@ async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
             raise _failure(response.json(), response.status_code)
         except ValueError:
             raise _failure(response.text[:300], response.status_code) from None
-    response.encoding = "utf-8-sig"  # whatever the header says: server-sent events are UTF-8, with a BOM or not
+    response.encoding = "utf-8-sig"  # against the header, if need be: server-sent events are UTF-8, with a BOM or not
     try:
         async for event in EventSource(response).aiter_sse():
             if event.data == "[DONE]":
@@ -400,7 +400,7 @@ def _usage(sent: object) -> ai.Usage | None:
 def _failure(sent: object, status: int | None = None) -> GatewayFailure:
     """The error of an HTTP status, or of an `error` part in the stream.
 
-    The gateway's own word on retrying counts first, then what is wrong, then the status. The type counts where there
+    The gateway's own word on retrying counts first, then the error code, then the status. The type counts where there
     is no status.
     """
     while isinstance(sent, dict) and isinstance(inner := sent.get("error"), dict | str):

@@ -12,7 +12,7 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_url(name: str, url: str) -> None:
-    """Find what would make every request to a URL fail, before the first one.
+    """Find a fault that would make every request to a URL fail, before the first request.
 
     Args:
         name: Where the URL comes from, for the message.
