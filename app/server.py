@@ -69,7 +69,9 @@ async def temporal_server(plugin: Plugin) -> AsyncIterator[Server]:
         raise UserError(f"the Temporal configuration cannot be read: {problem}") from error
     if address := config.get("target_host"):
         if not re.fullmatch(r"([^\s/:\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", address):
-            raise UserError(f"TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT, such as localhost:7233, not {address!r}")
+            raise UserError(
+                f"TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT (localhost:7233), not {address!r}"
+            )
         yield Server(await connect(config, plugin), is_ours=False)
         return
     if config.get("tls"):

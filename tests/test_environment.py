@@ -103,7 +103,7 @@ def test_an_address_that_is_none_is_named_before_the_run_starts(
     run_main: RunMain, standin: StandIn, address: str
 ) -> None:
     line = error(run_main("Weather?", env={**standin.environment, "TEMPORAL_ADDRESS": address}))
-    assert line == f"Error: TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT, such as localhost:7233, not {address!r}"
+    assert line == f"Error: TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT (localhost:7233), not {address!r}"
 
 
 async def test_an_answer_to_a_question_needs_no_key_and_starts_no_demo(

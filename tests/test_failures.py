@@ -169,6 +169,24 @@ async def test_a_call_that_ends_with_the_event_loop_of_its_worker_is_made_again(
         assert (await result_of(handle))[-1].text == "Paris: population 2,138,551."
 
 
+async def test_a_tool_that_must_not_run_twice_is_not_called_again_after_its_worker_was_stopped(
+    client: Client, standin: StandIn
+) -> None:
+    queue = uuid.uuid4().hex
+    standin.play(calls(("1", "dig", {"place": queue})), text("I see"))
+    async with make_worker(client, queue):
+        handle = await start(client, queue, agents.AnswerWorkflow, "go")
+        async with asyncio.timeout(30):
+            while [queue] != toolbox.DUG:
+                await handle.describe()
+    async with make_worker(client, queue):
+        assert await result_of(handle) == "I see"
+    assert [queue] == toolbox.DUG
+    [result] = standin.calls[1].tool_results
+    told = "ToolError: dig failed: its worker was stopped, and nobody knows whether it took effect"
+    assert result["output"]["value"] == told
+
+
 def test_a_plain_function_is_refused_as_a_tool_and_not_called() -> None:
     called = []
 

@@ -127,6 +127,16 @@ async def keep_quiet() -> None:
     """Do something, and return nothing."""
 
 
+DUG: list[str] = []
+
+
+@ai.tool
+async def dig(place: str) -> None:
+    """Dig a hole there, which takes for ever, and must not be begun twice."""
+    DUG.append(place)
+    await asyncio.Event().wait()
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
@@ -146,6 +156,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(OPEN_TOOL),
     temporal_tool(go_wrong, retry_policy=QUICKLY),
     temporal_tool(keep_quiet),
+    temporal_tool(dig, retry_policy=RetryPolicy(maximum_attempts=1)),
 ]
 
 
