@@ -49,11 +49,12 @@ def forecast_url() -> str:
 
 
 class OpenMeteoError(RuntimeError):
-    """The service failed, refused, or could not be reached. `status_code` tells the activity whether it may pass."""
+    """The service failed, refused, or could not be reached. The `response`, if there was one, tells the activity
+    whether the failure may pass, and when to ask again."""
 
-    def __init__(self, message: str, status_code: int | None = None) -> None:
+    def __init__(self, message: str, response: httpx.Response | None = None) -> None:
         super().__init__(message)
-        self.status_code = status_code
+        self.response = response
 
 
 async def find(city: str) -> Place:
@@ -82,9 +83,9 @@ async def _ask[T: pydantic.BaseModel](city: str, url: str, parameters: dict[str,
         raise OpenMeteoError(f"no answer about {city!r} in time ({type(error).__name__})") from error
     except (httpx.RequestError, httpx.InvalidURL) as error:
         raise OpenMeteoError(f"cannot ask about {city!r}: {str(error) or type(error).__name__}") from error
-    status = response.status_code
     if response.is_error:
-        raise OpenMeteoError(f"asking about {city!r} failed with HTTP status {status}{_reason(response)}", status)
+        problem = f"asking about {city!r} failed with HTTP status {response.status_code}{_reason(response)}"
+        raise OpenMeteoError(problem, response)
     try:
         return format.model_validate_json(response.content)
     except pydantic.ValidationError as error:

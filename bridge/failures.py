@@ -15,6 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError,
 from vercel_ai_sdk.ai_gateway.errors import GatewayError
 
 from bridge.redaction import redacted, redacted_detail
+from bridge.retry_after import retry_delay
 from bridge.wire import encodable
 
 # The code is wrong, or the call is, and the same call is taken to fail again. Everything else may be a passing fault
@@ -79,7 +80,12 @@ def classified_failures() -> Iterator[None]:
                 next_retry_delay=error.next_retry_delay,
                 category=error.category,
             ) from None
-        raise ApplicationError(one_line(error), type=type(error).__name__, non_retryable=is_final(error)) from None
+        raise ApplicationError(
+            one_line(error),
+            type=type(error).__name__,
+            non_retryable=is_final(error),
+            next_retry_delay=retry_delay(error),
+        ) from None
 
 
 def _is_cancelled() -> bool:

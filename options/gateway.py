@@ -46,7 +46,16 @@ type Part = dict[str, Any]
 
 
 class GatewayFailure(GatewayError):
-    """The gateway refuses the request, or the answer is not whole. `is_retryable`: whether another attempt may help."""
+    """The gateway refuses the request, or the answer is not whole.
+
+    Args:
+        message: For people.
+        status_code: That of the response, or the one that an error in the stream names.
+        is_retryable: Whether another attempt may help.
+    """
+
+    retry_after: str | None = None
+    """The time of the next attempt, as the gateway names it in `Retry-After`."""
 
     def __init__(self, message: str, status_code: int = 500, is_retryable: bool = True) -> None:
         super().__init__(message, status_code=status_code)
@@ -190,9 +199,11 @@ async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
     if not response.is_success:
         await response.aread()
         try:
-            raise _failure(response.json(), response.status_code)
+            failure = _failure(response.json(), response.status_code)
         except ValueError:
-            raise _failure(response.text[:300], response.status_code) from None
+            failure = _failure(response.text[:300], response.status_code)
+        failure.retry_after = response.headers.get("retry-after")
+        raise failure
     response.encoding = "utf-8-sig"  # against the header, if need be: server-sent events are UTF-8, with a BOM or not
     try:
         async for event in EventSource(response).aiter_sse():

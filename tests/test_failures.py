@@ -13,11 +13,12 @@ import sys
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import agents
@@ -229,7 +230,8 @@ async def test_an_http_status_decides_the_same_way_with_and_without_temporal(
     for city in cities:
         with pytest.raises(OpenMeteoError) as raised:
             await tools.get_population(city=city)
-        assert raised.value.status_code == int(city)
+        assert raised.value.response is not None
+        assert raised.value.response.status_code == int(city)
         assert is_final(raised.value) == (city in FINAL)
 
 
@@ -351,6 +353,65 @@ async def test_by_default_an_answer_may_take_hours(start_agent: StartAgent) -> N
     ]
     assert len(timeouts) == 2
     assert min(timeouts) > timedelta(hours=1)
+
+
+# ── Retry-After ──────────────────────────────────────────────────────────────────────────────────────────
+
+LONG = 5 * 60
+
+
+def in_ten_seconds() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
+
+
+class Refusal(NamedTuple):
+    """An HTTP status with `Retry-After`, and the seconds to wait at least and at most."""
+
+    code: int
+    value: str | Callable[[], str]
+    least: float
+    most: float
+
+
+@pytest.mark.parametrize("service", ["model", "tool"])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(429, "20", 20, 25),
+        Refusal(503, "1.5", 1.5, 2),
+        Refusal(503, in_ten_seconds, 8, 12.5),
+        Refusal(429, "86400", LONG, LONG * 1.25),
+        Refusal(429, "nonsense", 0, 1.1),
+        Refusal(429, "-5", 0, 1.1),
+        Refusal(429, "nan", 0, 1.1),
+        Refusal(503, "Mon, 01 Jan 2024 00:00:00 GMT", 0, 1.1),
+    ],
+    ids=lambda refusal: "a date" if callable(refusal.value) else refusal.value,
+)
+async def test_the_next_attempt_comes_when_the_service_says(
+    start_agent: StartAgent, standin: StandIn, service: str, refusal: Refusal
+) -> None:
+    code, value, least, most = refusal
+
+    def refuse(call: Call) -> Response:
+        return JSONResponse({"error": {}}, code, {"Retry-After": value if isinstance(value, str) else value()})
+
+    if service == "model":
+        standin.play(refuse, hang())
+    else:
+        standin.play(calls(("1", "get_population", {"city": "Tokyo"})))
+        standin.geocoding = refuse
+    handle = await start_agent()
+    async with asyncio.timeout(30):
+        while True:
+            pending = (await handle.describe()).raw_description.pending_activities
+            if pending and pending[0].HasField("last_failure"):
+                break
+    since = pending[0].last_attempt_complete_time.ToDatetime()
+    waits = (pending[0].next_attempt_schedule_time.ToDatetime() - since).total_seconds()
+    assert waits < 0 or least <= waits <= most  # below 0 where the next attempt is under way already
+    assert waits > 0 or most < 2
+    await handle.terminate()
 
 
 # ── Proxies ──────────────────────────────────────────────────────────────────────────────────────────────

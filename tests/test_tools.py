@@ -149,7 +149,8 @@ async def test_a_refused_request_gives_the_reason(fault: Fault, tool: AnyTool, s
     fault(service, "bad-request")
     with pytest.raises(open_meteo.OpenMeteoError, match=r"'Tokyo'.*400: Value out of range\.") as error:
         await tool(city="Tokyo")
-    assert error.value.status_code == 400
+    assert error.value.response is not None
+    assert error.value.response.status_code == 400
 
 
 @both_services
