@@ -5,9 +5,9 @@
 notices a dead worker within seconds.
 
 Both classify their failures (bridge/failures.py). Final is a failure that the same call would meet again: a bug
-(`TypeError`, `KeyError`, …), a `ValueError`, most of HTTP 4xx, or an error with `is_retryable = False`. An unusable
-answer of the model is final from the third attempt on. All others are left to the retry policy. A model call that fails
-for good ends the run. A tool call that fails for good is told to the model.
+(`TypeError`, `AttributeError`, …), a `ValueError`, most of HTTP 4xx, or an error with `is_retryable = False`. An
+unusable answer of the model is final from the third attempt on. All others are left to the retry policy. A model call
+that fails for good ends the run. A tool call that fails for good is told to the model.
 
 This file names no tool, no model and no task queue, so that you can copy it unchanged.
 """
@@ -80,11 +80,11 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     """Take in the whole answer, and show it as it comes. Gives up a silent model, and an answer that takes too long."""
     message: ai.Message | None = None
     clock = asyncio.get_running_loop().time
-    time = activity.info().start_to_close_timeout or timedelta.max
+    limit = activity.info().start_to_close_timeout or timedelta.max
     try:
         async with (
             # Ends the attempt before Temporal does, which would count as an outage and be tried again 60 times.
-            asyncio.timeout(time.total_seconds() * 0.9) as too_long,
+            asyncio.timeout(limit.total_seconds() * 0.9) as too_long,
             asyncio.timeout(idle_timeout.total_seconds()) as stalled,
             aclosing(model.stream(request.messages, request.tools or None, output_type=request.output_type)) as stream,
         ):
@@ -96,7 +96,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
             raise TimeoutError(f"the model sent nothing for {idle_timeout.total_seconds():g} s") from None
         if too_long.expired():
             raise _unusable_answer(
-                f"the model's answer was not finished in time: start_to_close_timeout is {time}"
+                f"the model's answer was not finished in time: start_to_close_timeout is {limit}"
             ) from None
         raise
     except (json.JSONDecodeError, pydantic.ValidationError) as error:  # the SDK's, for structured output

@@ -47,7 +47,7 @@ MODEL_OPTIONS = workflow.ActivityConfig(
     # A long answer may take as long as it takes. Silence is found by the idle timeout, a dead worker by the heartbeats.
     start_to_close_timeout=timedelta(hours=24),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    # In all half an hour of waiting: rides out an outage of the provider, but not for ever. There is no
+    # Half an hour of backoff in all: rides out an outage of the provider, but not for ever. There is no
     # schedule-to-close timeout, which would go on counting while no worker runs.
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
 )
@@ -97,9 +97,9 @@ class TemporalLanguageModel(ai.LanguageModel):
             ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
             ActivityError: The call failed for good.
 
-        The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`, which the
-        plugin turns into the failure of the workflow run. Nor may the loop put `asyncio.timeout()` around a model call:
-        the SDK fails when the answer comes.
+        The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
+        takes the failure out, and so ends the workflow run, as it does for an error of the loop itself. Nor may the loop
+        put `asyncio.timeout()` around a model call: the SDK fails when the answer comes.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -116,9 +116,9 @@ class TemporalLanguageModel(ai.LanguageModel):
         )
         summary = f"{self.model}, call {self.calls}"
         options = workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options
-        # Only a number goes into the history, which keeps the input of an activity for good. While the call is open,
-        # this workflow run keeps the request under the number. The activity fetches the request from there: out of the
-        # cache of its process, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
+        # The history keeps the input of an activity for good. So the request is not in it, only a number. This workflow
+        # run keeps the request while the call is open. The activity takes it from the run itself if its worker has the
+        # run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
         with run_transcript().opened(request) as number, doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
@@ -155,10 +155,9 @@ def temporal_tool[**P, R](
 
     Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
     `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
-    the original function. Inside, a call that fails for good raises a `ToolError`, which `ai.execute_tool` tells the
-    model. Either way the arguments arrive as the function annotates
-    them, pydantic models included. The result of a call in a workflow is plain JSON: a pydantic model comes back as a
-    dictionary, against its type.
+    the original function. In a workflow, a call that fails for good raises a `ToolError`, which `ai.execute_tool` tells
+    the model. The function gets its arguments as it annotates them. Its result becomes plain JSON in a workflow: a
+    dictionary in the place of a pydantic model.
 
     Every worker has to import the module, also one that only runs activities. Wrapping a tool again with the same
     options returns the first wrapper, because the sandbox imports workflow files anew for every run.
@@ -247,7 +246,7 @@ class _Pump:
     and in a workflow each of these waits is a durable timer: a tool that takes an hour would fill the history. While a
     step runs, `ai.run()` just awaits the step. So the pump queues an idle step, which yields no message. The idle step
     ends when the queue has another step or the mark that the loop is over, or when a message waits to be passed on.
-    Then it queues itself again. It starts with the first model or tool call: wait for anything else before `ai.run()`.
+    Then it queues itself again. The pump starts with the first model or tool call.
     """
 
     _started: ClassVar[WeakSet[ai.Runtime]] = WeakSet()

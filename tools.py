@@ -1,8 +1,8 @@
 """The agent's tools: plain functions that ask Open-Meteo, a free weather service.
 
 The model reads a tool's docstring, and the message of an error that a tool raises. It is told of a final error at
-once: a `ValueError`, a bug or most of HTTP 4xx. Any other error is tried again first, five times in all. A service
-whose answer cannot be read may do better next time, but `JSONDecodeError` is a `ValueError`: raise a `RuntimeError`.
+once: a `ValueError`, a bug or most of HTTP 4xx. Any other error is tried again first, five times in all. Mind that
+`JSONDecodeError` is a `ValueError`: where another try may help, raise a `RuntimeError`.
 """
 
 from typing import TypedDict
