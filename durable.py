@@ -98,8 +98,8 @@ class TemporalLanguageModel(ai.LanguageModel):
             ActivityError: The call failed for good.
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
-        takes the failure out, and so ends the workflow run, as it does for an error of the loop itself. Nor may the loop
-        put `asyncio.timeout()` around a model call: the SDK fails when the answer comes.
+        takes the failure out, and so ends the workflow run, as it does for an error of the loop itself. Nor may the
+        loop put `asyncio.timeout()` around a model call: the SDK fails when the answer comes.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
