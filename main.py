@@ -58,8 +58,8 @@ def main(options: Options) -> int:
 
 async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
-    # With `--yes` or `--no` the process delivers an approval, which a worker has to accept. It exits right after, so its
-    # worker must not begin any call.
+    # With `--yes` or `--no` the process delivers an approval, which a worker has to accept. The process exits right
+    # after, so its worker must not begin any call.
     plugin = DurableAgents(GatewayModel if options.makes_calls else None)
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
