@@ -25,7 +25,6 @@ from weakref import WeakSet
 
 import pydantic
 import vercel_ai_sdk as ai
-from pydantic_core import to_jsonable_python
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
@@ -187,14 +186,7 @@ def temporal_tool[**P, R](
         )
 
     function = tool._fn  # private: a Tool does not show the function it was made of
-    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
-        raise TypeError(
-            f"{tool.name} is not an async function that returns its result: write `async def`, and put what blocks "
-            "into `asyncio.to_thread()`; a tool that yields messages stays unwrapped"
-        )
-    signature = inspect.signature(function, eval_str=True)
-    if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):
-        raise TypeError(f"{tool.name} takes an ai.Runtime, which an activity cannot have")
+    signature = _signature_of_tool(tool.name, function)
     tool_functions[tool.name] = call_original = pydantic.validate_call(function)
 
     @functools.wraps(function)
@@ -202,12 +194,9 @@ def temporal_tool[**P, R](
         if not workflow.in_workflow():
             return await call_original(*args, **kwargs)
         try:
-            bound = signature.bind(*args, **kwargs)
+            activity_input = ToolCall.of(tool.name, signature.bind(*args, **kwargs))
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
-        # Not `bound.arguments`, which nests the arguments of a `**kwargs`.
-        arguments = {**dict(zip(signature.parameters, bound.args, strict=False)), **bound.kwargs}
-        activity_input = ToolCall(tool=tool.name, arguments=to_jsonable_python(arguments))
         await _Pump.start()
         if before is not None:
             await before(activity_input)
@@ -234,6 +223,18 @@ def temporal_tools(
 ) -> list[ai.Tool[..., Any]]:
     """`temporal_tool()` for several tools, with the same options for all."""
     return [temporal_tool(tool, before=before, **options) for tool in tools]
+
+
+def _signature_of_tool(name: str, function: Callable[..., Any]) -> inspect.Signature:
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise TypeError(
+            f"{name} is not an async function that returns its result: write `async def`, and put what blocks into "
+            "`asyncio.to_thread()`; a tool that yields messages stays unwrapped"
+        )
+    signature = inspect.signature(function, eval_str=True)
+    if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):
+        raise TypeError(f"{name} takes an ai.Runtime, which an activity cannot have; unwrapped it works")
+    return signature
 
 
 # ── No timers ────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,12 +5,13 @@ to come back with the part that it came with: a thinking model refuses its own t
 """
 
 import base64
+import inspect
 from datetime import timedelta
 from typing import Annotated, Any, override
 
 import pydantic
 import vercel_ai_sdk as ai
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 PAYLOAD_LIMIT = 2 * 1024 * 1024 - 1024
 """Bytes of JSON. Temporal servers refuse a payload of over 2 MiB by default; the rest is room for its metadata."""
@@ -178,6 +179,12 @@ class ToolCall(pydantic.BaseModel):
 
     tool: str
     arguments: dict[str, pydantic.JsonValue]
+
+    @classmethod
+    def of(cls, tool: str, bound: inspect.BoundArguments) -> "ToolCall":
+        """The call with these arguments, by name. (`bound.arguments` would nest those of a `**kwargs`.)"""
+        arguments = {**dict(zip(bound.signature.parameters, bound.args, strict=False)), **bound.kwargs}
+        return cls(tool=tool, arguments=to_jsonable_python(arguments))
 
     @property
     def summary(self) -> str:
