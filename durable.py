@@ -51,6 +51,9 @@ MODEL_OPTIONS = workflow.ActivityConfig(
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
 )
 
+IDLE_TIMEOUT = timedelta(minutes=2)
+"""Some models think for more than a minute before the first word."""
+
 
 class TemporalLanguageModel(ai.LanguageModel):
     """A language model whose calls are activities. For use inside a workflow.
@@ -59,8 +62,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         model: The model's name; the worker makes the real model of it (`DurableAgents`).
         max_calls: How many calls to allow: a loop that never ends must not cost money for ever. 50 is far more than an
             answer takes.
-        idle_timeout: How long no part of an answer may come before the attempt fails. Two minutes, since some models
-            think for more than one before the first word.
+        idle_timeout: How long no part of an answer may come before the attempt fails.
         options: Activity options, over the ones in `MODEL_OPTIONS`. A `retry_policy` needs `maximum_attempts`, or it
             retries for ever.
     """
@@ -70,7 +72,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         model: str,
         *,
         max_calls: int = 50,
-        idle_timeout: timedelta = timedelta(minutes=2),
+        idle_timeout: timedelta = IDLE_TIMEOUT,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model

@@ -21,6 +21,7 @@ import base64
 import hashlib
 import zlib
 from collections.abc import AsyncGenerator, Sequence
+from datetime import timedelta
 from typing import Any, Protocol, Unpack, override
 
 import pydantic
@@ -31,7 +32,7 @@ from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
 
 from bridge.transcript import run_transcript
 from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
-from durable import TemporalLanguageModel
+from durable import IDLE_TIMEOUT, TemporalLanguageModel
 
 HISTORY_LIMIT = 40_000
 """Events at which a run has to continue as new, and fails if its conversation is too long for that. By default Temporal
@@ -96,13 +97,20 @@ class ContinuingModel(TemporalLanguageModel):
         model: The model's name.
         request: The workflow's input, which the next run gets as well.
         max_calls: Limit for the whole conversation, across all runs.
+        idle_timeout: As in `TemporalLanguageModel`.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
 
     def __init__(
-        self, model: str, request: Request, *, max_calls: int = 50, **options: Unpack[workflow.ActivityConfig]
+        self,
+        model: str,
+        request: Request,
+        *,
+        max_calls: int = 50,
+        idle_timeout: timedelta = IDLE_TIMEOUT,
+        **options: Unpack[workflow.ActivityConfig],
     ) -> None:
-        super().__init__(model, max_calls=max_calls, **options)
+        super().__init__(model, max_calls=max_calls, idle_timeout=idle_timeout, **options)
         carried = request.carried or Carried()
         self._request, self._expected = request, carried.said
         self.calls = self._calls_before = carried.calls
