@@ -14,7 +14,7 @@ This file names no tool, no model and no task queue, so that you can copy it unc
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from temporalio.exceptions import ApplicationError
 from bridge.failures import MalformedStream, classified_failures, one_line
 from bridge.heartbeats import Live, heartbeats
 from bridge.messages import well_formed
+from bridge.tools import tool_functions
 from bridge.transcript import fetch_request
 from bridge.wire import (
     PAYLOAD_LIMIT,
@@ -117,10 +118,6 @@ def _unusable_answer(problem: str) -> ApplicationError:
 
 
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
-
-tool_functions: dict[str, Callable[..., Awaitable[object]]] = {}
-"""The original functions of the wrapped tools, by the name that the model knows. `temporal_tool()` fills it when a
-module is imported, so that every worker has every tool, also a worker that never ran the workflow."""
 
 
 @activity.defn

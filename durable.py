@@ -17,7 +17,6 @@ unchanged.
 
 import asyncio
 import functools
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Unpack, cast, override
@@ -29,11 +28,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
-from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
-from activities import ModelActivities, tool_call_activity, tool_functions
+from activities import ModelActivities, tool_call_activity
 from bridge.details import doing, shortened
 from bridge.failures import ToolError, reason_of
+from bridge.tools import original_function, replace_tool, signature_of, tool_functions, wrapped_already
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
 
@@ -143,11 +142,6 @@ TOOL_OPTIONS = workflow.ActivityConfig(
 type BeforeToolCall = Callable[[ToolCall], Awaitable[None]]
 """Awaited in the workflow before a tool call. A `ToolError` refuses the call."""
 
-type _Wrapping = tuple[ai.Tool[..., Any], BeforeToolCall | None, workflow.ActivityConfig]
-
-_wrapped: dict[str, tuple[_Wrapping, ai.Tool[..., Any]]] = {}
-"""By the tool's name: the arguments of `temporal_tool()`, and the wrapper that came of them."""
-
 
 def temporal_tool[**P, R](
     tool: ai.Tool[P, R], *, before: BeforeToolCall | None = None, **options: Unpack[workflow.ActivityConfig]
@@ -177,18 +171,11 @@ def temporal_tool[**P, R](
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
             tool of its name is wrapped already, or the same one with other options.
     """
-    if tool.name in _wrapped:
-        earlier, wrapped = _wrapped[tool.name]
-        if earlier == (tool, before, options):
-            return cast(ai.Tool[P, R], wrapped)
-        raise TypeError(
-            f"a tool called {tool.name} is wrapped already, with other options or as another tool. If it is this one, "
-            "import the files that define it and its `before` with workflow.unsafe.imports_passed_through(), or the "
-            "sandbox makes others for every run"
-        )
-
-    function = tool._fn  # private: a Tool does not show the function it was made of
-    signature = _signature_of_tool(tool.name, function)
+    arguments = (tool, before, options)
+    if (earlier := wrapped_already(tool.name, arguments)) is not None:
+        return cast(ai.Tool[P, R], earlier)
+    function = original_function(tool)
+    signature = signature_of(function)
     tool_functions[tool.name] = call_original = pydantic.validate_call(function)
 
     @functools.wraps(function)
@@ -214,10 +201,7 @@ def temporal_tool[**P, R](
             raise ToolError(f"{tool.name} failed: {reason_of(error)}") from error
         return cast(R, reply.result)
 
-    wrapper = ai.Tool(fn=call, schema=tool.schema, validator=tool._validator)  # private: as with `_fn`
-    _tool_registry[tool.name] = wrapper
-    _wrapped[tool.name] = (tool, before, options), wrapper
-    return wrapper
+    return replace_tool(tool, call, arguments)
 
 
 def temporal_tools(
@@ -225,18 +209,6 @@ def temporal_tools(
 ) -> list[ai.Tool[..., Any]]:
     """`temporal_tool()` for several tools, with the same options for all."""
     return [temporal_tool(tool, before=before, **options) for tool in tools]
-
-
-def _signature_of_tool(name: str, function: Callable[..., Any]) -> inspect.Signature:
-    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
-        raise TypeError(
-            f"{name} is not an async function that returns its result: write `async def`, and put what blocks into "
-            "`asyncio.to_thread()`; a tool that yields messages stays unwrapped"
-        )
-    signature = inspect.signature(function, eval_str=True)
-    if any(parameter.annotation is ai.Runtime for parameter in signature.parameters.values()):
-        raise TypeError(f"{name} takes an ai.Runtime, which an activity cannot have; unwrapped it works")
-    return signature
 
 
 # ── No timers ────────────────────────────────────────────────────────────────────────────────────────────
