@@ -8,8 +8,6 @@ Both classify their failures (bridge/failures.py). Final is a failure that the s
 (`TypeError`, `AttributeError`, …), a `ValueError`, most of HTTP 4xx, or an error with `is_retryable = False`. An
 unusable answer of the model is final from the third attempt on. All others are left to the retry policy. A model call
 that fails for good ends the run. A tool call that fails for good is told to the model.
-
-This file names no tool, no model and no task queue, so that you can copy it unchanged.
 """
 
 import asyncio
@@ -58,9 +56,9 @@ class ModelActivities:
         """Fetch a request from the calling workflow, send it to the model, and return the finished message.
 
         Raises:
-            ApplicationError: Final where asking again cannot help (a bad key, an unknown model, a bad request), and for
-                an answer over `PAYLOAD_LIMIT`. From the attempt `UNUSABLE_ANSWER_ATTEMPTS` on also for an unusable
-                answer: empty, malformed, no `output_type`, or too long for the activity's time. Retryable otherwise.
+            ApplicationError: Final also for an answer over `PAYLOAD_LIMIT`, and, from the attempt
+                `UNUSABLE_ANSWER_ATTEMPTS` on, for an unusable one: empty, malformed, no `output_type`, or too long for
+                the activity's time.
         """
         with classified_failures():
             async with heartbeats() as live:
@@ -125,9 +123,8 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
     """Call the original function of a tool and return its result, as JSON.
 
     Raises:
-        ApplicationError: Final for an error that the same arguments would cause again, and for a result that is not
-            JSON or over `PAYLOAD_LIMIT`. Retryable for the rest, and for a tool that this worker does not have, since
-            another worker may have it.
+        ApplicationError: Final also for a result that is not JSON or over `PAYLOAD_LIMIT`. Retryable for a tool that
+            this worker does not have, since another worker may have it.
     """
     function = tool_functions.get(call.tool)
     if function is None:

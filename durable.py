@@ -45,8 +45,8 @@ MODEL_OPTIONS = workflow.ActivityConfig(
     # A long answer may take as long as it takes. Silence is found by the idle timeout, a dead worker by the heartbeats.
     start_to_close_timeout=timedelta(hours=24),
     heartbeat_timeout=HEARTBEAT_TIMEOUT,
-    # Half an hour of backoff in all: rides out an outage of the provider, but not for ever. There is no
-    # schedule-to-close timeout, which would go on counting while no worker runs.
+    # Half an hour of backoff in all, or more if the provider names the time of the next attempt (`Retry-After`): rides
+    # out an outage, but not for ever. A schedule-to-close timeout would go on counting while no worker runs.
     retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=30), maximum_attempts=60),
 )
 
@@ -61,7 +61,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         model: The model's name; the worker makes the real model of it (`DurableAgents`).
         max_calls: How many calls to allow: a loop that never ends must not cost money for ever. 50 is far more than an
             answer takes.
-        idle_timeout: How long no part of an answer may come before the attempt fails.
+        idle_timeout: How long the model may be silent before the attempt fails.
         options: Activity options, over the ones in `MODEL_OPTIONS`. A `retry_policy` needs `maximum_attempts`, or it
             retries for ever.
     """
@@ -98,8 +98,9 @@ class TemporalLanguageModel(ai.LanguageModel):
             ActivityError: The call failed for good.
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
-        takes the failure out, and so ends the workflow run, as it does for an error of the loop itself. Nor may the
-        loop put `asyncio.timeout()` around a model call: the SDK fails when the answer comes.
+        takes one failure out, Temporal's own kinds first, and fails the workflow run with it. So it does for an error
+        of the loop itself. The loop may not put `asyncio.timeout()` around a model call: the SDK fails when the answer
+        comes.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -116,9 +117,9 @@ class TemporalLanguageModel(ai.LanguageModel):
         )
         summary = f"{self.model}, call {self.calls}"
         options = workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options
-        # The history keeps the input of an activity for good. So the request is not in it, only a number. This workflow
-        # run keeps the request while the call is open. The activity takes it from the run itself if its worker has the
-        # run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
+        # The history keeps the input of an activity for good. So the request is not in it, only a number. While the
+        # call is open, this workflow run keeps the request as JSON. The activity reads it in memory if its worker has
+        # the run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
         with run_transcript().opened(request) as number, doing(f"asking {summary}"):
             reply = await workflow.execute_activity_method(
                 ModelActivities.llm_stream_activity,
@@ -150,22 +151,22 @@ def temporal_tool[**P, R](
 
     Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
     `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
-    the original function. In a workflow, a call that fails for good raises a `ToolError`, which `ai.execute_tool` tells
-    the model. The function gets its arguments as it annotates them. Its result becomes plain JSON in a workflow: a
-    dictionary in the place of a pydantic model.
+    the original function. In a workflow, a call that fails for good raises a `ToolError`. That is a `JSONDecodeError`,
+    as `ai.execute_tool` tells the model of no other error but `ValidationError`. The function gets its arguments as it
+    annotates them. Its result becomes plain JSON in a workflow: a dictionary in the place of a pydantic model.
 
-    Every worker has to import the module, also one that only runs activities. Wrapping a tool again with the same
-    options returns the first wrapper, because the sandbox imports workflow files anew for every run.
+    Every worker has to import the module of this call, also one that only runs activities. Wrapping a tool again with
+    the same options returns the first wrapper, because the sandbox imports workflow files anew for every run.
 
     Args:
         tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
-            heartbeats would stop, and the call would be made again elsewhere. Its result has to be JSON.
+            heartbeats would stop, and the call would be made again elsewhere. Pydantic has to make JSON of its result.
         before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example. It has to
             come from a module that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
-            at most once for each call of the model: after a crash the model is told that nobody knows whether it took
-            effect, and may call again. Where the service takes an idempotency key, keep the retries, and make the key
-            of the workflow run id and the activity id in `activity.info()`, which are the same for all attempts.
+            that each tool call is tried at most once. After a crash the model is told that nobody knows whether it took
+            effect, and may make a new call. Where the service takes an idempotency key, keep the retries, and make the
+            key of the workflow run id and the activity id in `activity.info()`, the same for all attempts.
 
     Raises:
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
@@ -238,8 +239,8 @@ class _Pump:
 
     @classmethod
     async def _queue_idle_step(cls, runtime: ai.Runtime) -> None:
-        nobody = asyncio.Future[ai.StreamResult]()  # would await the end of the step
-        await runtime.put_step(functools.partial(cls._idle_step, runtime), nobody)
+        result = asyncio.Future[ai.StreamResult]()  # the SDK wants one, and nobody awaits it
+        await runtime.put_step(functools.partial(cls._idle_step, runtime), result)
 
     @classmethod
     async def _idle_step(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:

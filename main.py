@@ -59,12 +59,12 @@ def main(options: Options) -> int:
 async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
     # With `--yes` or `--no` the process delivers an approval, which a worker has to accept. The process exits right
-    # after, so its worker must not begin any call.
+    # after, so its worker must not begin any call: it has no activities.
     plugin = DurableAgents(GatewayModel if options.makes_calls else None)
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
         worker = nullcontext() if options.no_worker else make_worker(server.client, queue, ending.worker_failed)
-        async with worker, ending.work():  # when `work()` is left, Ctrl-C only ends the process
+        async with worker, ending.work():  # the first Ctrl-C stops the work, then the worker
             if options.worker:
                 say(f"Worker on {server.client.service_client.config.target_host} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
@@ -98,7 +98,7 @@ def make_worker(
 
 
 async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
-    """Start the run, or join the one that has its name; then the second value tells the state in which it was found.
+    """Start the run, or join the one that has its name. Then the second value is its state, as the end of a sentence.
 
     Raises:
         UserError: It cannot be joined, or the query is too large.
