@@ -11,15 +11,14 @@
             ...
 
 A workflow is replayed: its code runs again, and the recorded results of its activities come back at once. So there is
-no clock, no randomness and no I/O in this file. It names no tool, no model and no task queue, so that you can copy it
-unchanged.
+no clock, no randomness and no I/O in this file.
 """
 
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any, ClassVar, Unpack, cast, override
+from typing import ClassVar, Unpack, cast, override
 from weakref import WeakSet
 
 import pydantic
@@ -98,9 +97,8 @@ class TemporalLanguageModel(ai.LanguageModel):
             ActivityError: The call failed for good.
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
-        takes one failure out, Temporal's own kinds first, and fails the workflow run with it. So it does for an error
-        of the loop itself. The loop may not put `asyncio.timeout()` around a model call: the SDK fails when the answer
-        comes.
+        takes one failure out, Temporal's own kinds first, and fails the workflow run with it. It does so for an error
+        of the loop itself, too.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -149,24 +147,22 @@ def temporal_tool[**P, R](
 ) -> ai.Tool[P, R]:
     """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
 
-    Returns a new tool of the same name and schema. It also replaces the tool in the SDK's registry, where
-    `ai.execute_tool` looks it up, so the loop may go on with the plain tool. Outside a workflow the new tool just calls
-    the original function. In a workflow, a call that fails for good raises a `ToolError`. That is a `JSONDecodeError`,
-    as `ai.execute_tool` tells the model of no other error but `ValidationError`. The function gets its arguments as it
-    annotates them. Its result becomes plain JSON in a workflow: a dictionary in the place of a pydantic model.
+    Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry: the loop may go
+    on with the plain tool. Outside a workflow the new tool calls the original function. In a workflow, a call that
+    fails for good raises a `ToolError`. That is a `JSONDecodeError`, as `ai.execute_tool` tells the model of no other
+    error but `ValidationError`. The result of a call becomes plain JSON: a dictionary for a pydantic model.
 
-    Every worker has to import the module of this call, also one that only runs activities. Wrapping a tool again with
-    the same options returns the first wrapper, because the sandbox imports workflow files anew for every run.
+    Every worker has to import the module of this call, also one that only runs activities.
 
     Args:
         tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
             heartbeats would stop, and the call would be made again elsewhere. Pydantic has to make JSON of its result.
-        before: Awaited in the workflow before each call: `ask_a_person` of options/approvals.py, for example. It has to
-            come from a module that is passed through, like the tool.
+        before: Awaited before each call, such as `ask_a_person` of options/approvals.py. It has to come from a module
+            that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
             that each tool call is tried at most once. After a crash the model is told that nobody knows whether it took
-            effect, and may make a new call. Where the service takes an idempotency key, keep the retries, and make the
-            key of the workflow run id and the activity id in `activity.info()`, the same for all attempts.
+            effect, and may make a new call. Where the service takes an idempotency key, keep the retries: the ids of
+            workflow run and activity in `activity.info()` make a key.
 
     Raises:
         TypeError: The tool is no async function; or it takes an `ai.Runtime`, which lives in the workflow; or another
@@ -203,13 +199,6 @@ def temporal_tool[**P, R](
         return cast(R, reply.result)
 
     return replace_tool(tool, call, arguments)
-
-
-def temporal_tools(
-    *tools: ai.Tool[..., Any], before: BeforeToolCall | None = None, **options: Unpack[workflow.ActivityConfig]
-) -> list[ai.Tool[..., Any]]:
-    """`temporal_tool()` for several tools, with the same options for all."""
-    return [temporal_tool(tool, before=before, **options) for tool in tools]
 
 
 # ── No timers ────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,11 +28,10 @@ from temporalio.worker import Worker
 from app import demo
 from app.endings import Ending
 from app.environment import build_of_worker, check_environment
-from app.output import UserError, say, say_error, set_up_logging, title
-from app.runs import Handle, answer_question, join, task_queue_of
+from app.output import say, say_error, set_up_logging, title
+from app.runs import Handle, answer_question, check_size, join, task_queue_of
 from app.server import temporal_server
 from app.terminal import show_run
-from bridge.wire import PAYLOAD_LIMIT
 from options.gateway import GatewayModel
 from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
@@ -81,13 +80,7 @@ def make_worker(
     task_queue: str = TASK_QUEUE,
     on_fatal_error: Callable[[BaseException], Awaitable[None]] | None = None,
 ) -> Worker:
-    """A worker for the agent's workflow. The plugin of the client brings the activities.
-
-    Args:
-        client: Connected with `DurableAgents`.
-        task_queue: Where its work comes from; by default that of real models.
-        on_fatal_error: Told why the worker stops.
-    """
+    """A worker for the agent's workflow. The client's plugin `DurableAgents` brings the activities."""
     return Worker(
         client,
         task_queue=task_queue,
@@ -105,9 +98,7 @@ async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
     """
     workflow_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
     request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
-    size, limit = len(request.model_dump_json().encode()), PAYLOAD_LIMIT // 2
-    if size > limit:  # the rest of the payload is for the state that a run carries over when it continues as new
-        raise UserError(f"the query has {size:,} bytes, over the limit of {limit:,}: shorten it")
+    check_size(request)
     if options.id is None or options.query is not None:  # an id alone only joins
         with suppress(WorkflowAlreadyStartedError):
             started = await client.start_workflow(

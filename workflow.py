@@ -9,13 +9,13 @@ import asyncio
 import pydantic
 from temporalio import workflow
 
-# The sandbox loads this file anew for every run. What is passed through is loaded once for the whole worker: large
-# libraries, for speed, and the modules that keep the tools, so that the activities find them.
+# The sandbox loads this file anew for every run. A module that is passed through is loaded once for the whole worker:
+# large libraries, for speed, and the tools, so that the activities find them.
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
     from bridge.wire import text_of
-    from durable import temporal_tools
+    from durable import temporal_tool
     from options.approvals import approve_if_enabled, enable_approvals
     from options.continuing import Carried, ContinuingModel
     from tools import get_population, get_weather
@@ -41,9 +41,9 @@ async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
         await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))
 
 
-# From here on, `ai.execute_tool` finds the durable tools under the same names. A person is asked before a call only in
-# runs that enable approvals.
-temporal_tools(*TOOLS, before=approve_if_enabled)
+# From here on, `ai.execute_tool` finds the durable tools under the same names.
+for tool in TOOLS:
+    temporal_tool(tool, before=approve_if_enabled)
 
 
 class AgentRequest(pydantic.BaseModel):
@@ -72,8 +72,8 @@ class AgentWorkflow:
 
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        # A `TemporalLanguageModel` that continues the run as new when its history is long: with the same request, and
-        # `carried` in it. Only for loops that make one model call at a time.
+        # A `TemporalLanguageModel` that continues the run as new when its history is long, with `carried` in the same
+        # request. Only for loops that make one model call at a time.
         llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls)
         enable_approvals(request.approve)  # for this workflow run only
         text = ""

@@ -21,7 +21,8 @@ from app.command_line import OFFLINE_TASK_QUEUE, Options
 from app.output import COMMAND, UserError, one_line, say
 from app.server import patiently
 from options.approvals import APPROVAL, Approval
-from workflow import AgentAnswer, AgentWorkflow
+from options.continuing import CARRIED_LIMIT
+from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
 
@@ -35,6 +36,13 @@ ADVICE = {
     "ModelCallLimit": "The history shows what it kept asking for.",
     "PayloadTooLarge": "Ask for less at once.",
 }
+
+
+def check_size(request: AgentRequest) -> None:
+    """UserError: the query is too large. Half of a payload is for the state that a run carries over."""
+    size = len(request.model_dump_json().encode())
+    if size > CARRIED_LIMIT:
+        raise UserError(f"the query has {size:,} bytes, over the limit of {CARRIED_LIMIT:,}: shorten it")
 
 
 async def find(client: Client, workflow_id: str) -> tuple[Handle, WorkflowExecutionDescription]:

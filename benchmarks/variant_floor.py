@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from activities import tool_call_activity
     from bridge.heartbeats import heartbeats
     from bridge.wire import ModelReply, ToolCall, ToolReply
-    from durable import MODEL_OPTIONS, TOOL_OPTIONS, temporal_tools
+    from durable import MODEL_OPTIONS, TOOL_OPTIONS, temporal_tool
     from plugin import with_passthrough
 
 
@@ -64,7 +64,8 @@ async def connect(address: str) -> Client:
 
 
 def make_worker(client: Client, options: WorkerOptions) -> Worker:
-    temporal_tools(instant.get_weather, instant.get_population)  # for `tool_call_activity` to find them
+    for tool in (instant.get_weather, instant.get_population):
+        temporal_tool(tool)  # for `tool_call_activity` to find it
     return Worker(
         client,
         **options,

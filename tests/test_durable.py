@@ -32,7 +32,7 @@ import tools
 import workflow
 from app.demo import finish, tool_call
 from bridge.wire import ModelReply, ModelRequest
-from durable import _Pump, temporal_tool, temporal_tools
+from durable import _Pump, temporal_tool
 from options.approvals import approve_if_enabled
 from options.gateway import GatewayModel
 from plugin import DurableAgents
@@ -135,8 +135,8 @@ def test_a_wrapped_tool_is_a_new_tool_of_the_same_name_and_schema() -> None:
 
 
 def test_wrapping_again_gives_the_first_wrapper_and_nothing_else_of_the_name_is_wrapped() -> None:
-    [wrapped, _] = temporal_tools(*workflow.TOOLS, before=approve_if_enabled)
-    assert temporal_tools(*workflow.TOOLS, before=approve_if_enabled)[0] is wrapped
+    wrapped = temporal_tool(tools.get_weather, before=approve_if_enabled)
+    assert temporal_tool(tools.get_weather, before=approve_if_enabled) is wrapped
     with pytest.raises(TypeError, match="get_weather is wrapped already"):
         temporal_tool(wrapped)
     with pytest.raises(TypeError, match="get_weather is wrapped already"):

@@ -15,14 +15,15 @@ with workflow.unsafe.imports_passed_through():
     from travel_tools import book, charge, quote
 
     from bridge.wire import text_of
-    from durable import temporal_tool, temporal_tools
+    from durable import temporal_tool
     from options.approvals import APPROVAL, Approval, ask_a_person, open_questions
     from options.continuing import Carried, ContinuingModel
     from options.gateway import GatewayModel
     from plugin import DurableAgents
 
 TOOLS: list[ai.ToolLike] = [quote, book, charge]
-temporal_tools(quote, charge)
+temporal_tool(quote)
+temporal_tool(charge)
 temporal_tool(book, before=ask_a_person)
 
 
