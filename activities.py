@@ -66,7 +66,7 @@ class ModelActivities:
                 model = self.make_model(call.model)
                 message = await _drain(model, request, call.idle_timeout, live)
                 reply = ModelReply(
-                    message=well_formed(message, request),  # a made-up tool becomes one that tells the model
+                    message=well_formed(message, request),  # a call of a made-up tool tells the model so
                     finish_reason=getattr(model, "finish_reason", None),
                 )
                 if not (message.tool_calls or message.files or text_of(message).strip()):
@@ -82,7 +82,7 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     limit = activity.info().start_to_close_timeout or timedelta.max
     try:
         async with (
-            # Ends the attempt before Temporal does, which would count as an outage and be tried again 60 times.
+            # Just before Temporal's own timeout, which would count as an outage, with up to 60 attempts.
             asyncio.timeout(limit.total_seconds() * 0.9) as too_long,
             asyncio.timeout(idle_timeout.total_seconds()) as stalled,
             aclosing(model.stream(request.messages, request.tools or None, output_type=request.output_type)) as stream,

@@ -98,7 +98,7 @@ class TemporalLanguageModel(ai.LanguageModel):
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
         takes one failure out, Temporal's own kinds first, and fails the workflow run with it. It does so for an error
-        of the loop itself, too.
+        of the loop itself, too. Errors outside of `ai.run()` are left to Temporal.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -148,9 +148,10 @@ def temporal_tool[**P, R](
     """Make a tool's calls activities. Call it where a module is imported, not in a workflow.
 
     Returns a new tool of the same name and schema, which also replaces the tool in the SDK's registry: the loop may go
-    on with the plain tool. Outside a workflow the new tool calls the original function. In a workflow, a call that
-    fails for good raises a `ToolError`. That is a `JSONDecodeError`, as `ai.execute_tool` tells the model of no other
-    error but `ValidationError`. The result of a call becomes plain JSON: a dictionary for a pydantic model.
+    on passing the plain tool to `ai.execute_tool`. Outside a workflow the new tool calls the original function. In a
+    workflow, a call that fails for good raises a `ToolError`. That is a `JSONDecodeError`, as `ai.execute_tool` tells
+    the model of no other error but `ValidationError`. The result of a call becomes plain JSON: a dictionary for a
+    pydantic model.
 
     Every worker has to import the module of this call, also one that only runs activities.
 

@@ -58,7 +58,7 @@ def main(options: Options) -> int:
 async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
     # With `--yes` or `--no` the process delivers an approval, which a worker has to accept. The process exits right
-    # after, so its worker must not begin any call: it has no activities.
+    # after, so its worker must not begin any call: `None` leaves the activities out.
     plugin = DurableAgents(GatewayModel if options.makes_calls else None)
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
@@ -91,7 +91,7 @@ def make_worker(
 
 
 async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
-    """Start the run, or join the one that has its name. Then the second value is its state, as the end of a sentence.
+    """Start the run, or join the one that has its name. Returns the handle, and the state of a joined run in words.
 
     Raises:
         UserError: It cannot be joined, or the query is too large.
