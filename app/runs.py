@@ -1,4 +1,4 @@
-"""Runs by their names: look one up, answer its question, say why it failed."""
+"""Runs by their names: look a run up, answer its question, tell its failure."""
 
 import shlex
 import uuid
@@ -26,7 +26,7 @@ from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
 
-# What a person can do about it, by the type or the status of the failure that ended the run.
+# The remedy, by the type or the status of the failure that ended the run.
 ADVICE = {
     "HTTP 400": "The model or the gateway does not take such a request; another --model may.",
     "HTTP 401": "Set AI_GATEWAY_API_KEY to a valid key and start a new run.",

@@ -23,7 +23,7 @@ CONNECT_SECONDS = 10
 LOST_SECONDS = 60
 """How long to wait for a server that was lost, before giving up following a run: longer than a restart takes."""
 
-# What is wrong between a client and a server, by a word in the client library's message.
+# The remedy for a broken connection, by a word in the client library's message.
 CONNECT_ADVICE = {
     "Unauthenticated": "set TEMPORAL_API_KEY to a valid key",
     "PermissionDenied": "see what TEMPORAL_API_KEY is allowed to do",

@@ -1,4 +1,4 @@
-"""What a run is doing, on its page in the Web UI."""
+"""The current doings of a run, on its page in the Web UI."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def shortened(text: str, limit: int = SUMMARY_BYTES) -> str:
 
 
 class _UnderWay(list[str]):
-    """What a workflow run is doing."""
+    """The current doings of a workflow run."""
 
 
 @contextmanager

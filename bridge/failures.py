@@ -89,7 +89,7 @@ def classified_failures() -> Iterator[None]:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody else cancels this activity: the server, or the end of the event loop."""
+    """Whether the server, or the end of the event loop, cancels this activity."""
     task = asyncio.current_task()
     return activity.is_cancelled() or (task is not None and task.cancelling() > 0)
 

@@ -1,4 +1,4 @@
-"""What crosses between the workflow and its activities, all of it as JSON.
+"""The data that crosses between the workflow and its activities, all of it as JSON.
 
 Messages need care on the way. JSON has no bytes, and the SDK's parts have no field for a provider's metadata, which has
 to come back with the part that it came with: a thinking model refuses its own thought without the signature.
@@ -17,7 +17,7 @@ PAYLOAD_LIMIT = 2 * 1024 * 1024 - 1024
 """Bytes of JSON. Temporal servers refuse a payload of over 2 MiB by default; the rest is room for its metadata."""
 
 type Metadata = dict[str, Any]
-"""What a provider wants to see again, by the provider's name."""
+"""Data that a provider wants back, by the provider's name."""
 
 # ── Messages ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +127,7 @@ MESSAGE: pydantic.TypeAdapter[ai.Message] = pydantic.TypeAdapter(WireMessage)
 
 
 class ToolSpec(pydantic.BaseModel):
-    """What the model is told about a tool (`ai.ToolLike`)."""
+    """A tool as the model is told of it (`ai.ToolLike`)."""
 
     name: str
     description: str
