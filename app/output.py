@@ -98,5 +98,5 @@ def in_color(stream: TextIO | None) -> bool:
 
 
 def markdown(text: str, style: str = "none") -> Markdown:
-    """What models write, for a terminal. They mean the ends of their lines, which in Markdown are just spaces."""
+    """The Markdown of a model, for a terminal. Models mean the ends of their lines, which in Markdown are just spaces."""
     return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", printable(text)), style=style)

@@ -91,7 +91,7 @@ async def result_of(handle: Handle) -> AgentAnswer:
 
 
 def unreadable(error: Exception) -> UserError:
-    """What a data converter raises, for a payload that it does not know."""
+    """The error of a data converter, for a payload that it does not know."""
     return UserError(f"the run cannot be read here ({one_line(error)}): is it encrypted, or stored elsewhere?")
 
 

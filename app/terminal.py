@@ -97,7 +97,7 @@ class Step:
     since: datetime
     attempt: int = 1
     said: tuple[tuple[str, str], ...] = ()
-    """What the model has said so far, with the style of each text."""
+    """The words of the model so far, with the style of each text."""
 
 
 class Screen:
@@ -209,7 +209,7 @@ class Progress:
                         await self._ask(call, question)
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
-        """What came of a call, in short."""
+        """The result of a call, in short."""
         if event.HasField("activity_task_failed_event_attributes"):
             failure = event.activity_task_failed_event_attributes.failure
             return f": {await self._decode_failure(failure)}"
