@@ -98,5 +98,5 @@ def in_color(stream: TextIO | None) -> bool:
 
 
 def markdown(text: str, style: str = "none") -> Markdown:
-    """The Markdown of a model, for a terminal. Models mean the ends of their lines, just spaces in Markdown."""
+    """The words of a model, for a terminal. A line end in them is meant, but in Markdown it is just a space."""
     return Markdown(re.sub(r"(?<=\S)\n(?=\S)", "  \n", printable(text)), style=style)
