@@ -77,7 +77,8 @@ class OpenHook(pydantic.BaseModel):
 
 
 def open_hooks(memo: Mapping[str, Any]) -> dict[str, OpenHook]:
-    """The hooks of a run that wait for their resolution: from its memo, by label."""
+    """The hooks of a run that wait for their resolution: from its memo, by label. A run that failed may have left some
+    there."""
     found = [OpenHook.model_validate(memo[key]) for key in memo if key.startswith(HOOK_MEMO)]
     return {hook.label: hook for hook in found}
 
@@ -107,6 +108,7 @@ def temporal_hooks() -> None:
     - `Hook.resolve()` and `Hook.cancel()` mean the hooks of this run. The workflow's own signals may call them.
     - A label may be used again once its hook is resolved, also when the run has continued as new: the answers in the
       checkpoint come back in their order. Two hooks with one label at once fail the run.
+    - A checkpoint has answers only: a hook that was cancelled is asked again when the run has continued as new.
     - An update for a hook that is not open is refused with an `ApplicationError` of the type `AlreadyResolved` or
       `UnknownHook`. One that came too early is to be sent again when the hook is in the memo. A resolution that the
       hook's pydantic model refuses is an `InvalidResolution`.
@@ -130,8 +132,8 @@ def temporal_hooks() -> None:
             of_run(_Hooks).begin(self)
 
     def track(self: ai.Runtime, label: str) -> None:
-        # `ai.run()` forgets the hooks with these labels at its end. But its generator may be collected anywhere, also
-        # inside of another run, which then would lose its own. Those of a workflow run are forgotten with it.
+        # `ai.run()` forgets the hooks with these labels at its end, but another loop of the run may wait for the same
+        # label by then. Here each hook is forgotten when it is over.
         if not workflow.in_workflow():
             track_hook_label(self, label)
 
