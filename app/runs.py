@@ -122,19 +122,16 @@ async def answer_question(client: Client, options: Options) -> None:
     command = f"{COMMAND} --id {shlex.quote(handle.id)}"
     approved, reason = options.yes is not None, options.reason or ""
     label, line = options.resolve or (options.yes or options.no or "", "y" if approved else f"n {reason}")
-    hook = memo_key(label)
-    if hook in description.raw_description.workflow_execution_info.memo.fields:
-        question = (await questions_of(description)).get(hook)
-    else:
-        question = None
-    if question is not None:
+    if options.resolve or memo_key(label) in description.raw_description.workflow_execution_info.memo.fields:
+        question = (await questions_of(description)).get(memo_key(label))
+        if question is None:
+            raise UserError(f"no hook {label!r} waits in run {handle.id!r}")
         try:
             await send(handle, question.answer(line))
         except NoAnswer as error:
-            raise UserError(f"{error}; answer with: {command} {question.options[-1]}") from error
+            hint = f"{command} {question.options[-1]}"
+            raise UserError(f"hook {label!r} takes another answer ({error}): {hint}") from error
         say(f"Resolved: hook {label}")
-    elif options.resolve:
-        raise UserError(f"no hook {label!r} waits in run {handle.id!r}")
     else:
         summary = await send(handle, Answer(APPROVAL, Approval(call=label, approved=approved, reason=reason)))
         say(f"{'Approved' if approved else 'Refused'}: {summary}")

@@ -1,13 +1,17 @@
 """`ai.Hook`, the SDK's own way to ask a person: each workflow run has hooks of its own, and they outlive processes."""
 
 import asyncio
+import subprocess
+import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import hooked
 import pytest
 import vercel_ai_sdk as ai
+from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, copy_sample
 from hooked import Permission
 from standin import StandIn, hang, text
 from standin import tools as calls
@@ -449,3 +453,195 @@ def test_the_private_names_of_the_sdk_are_still_there() -> None:
     assert names <= {*ai.Hook.resolve.__func__.__code__.co_names}  # type: ignore[attr-defined]  # of a class method
     assert hooked.Permission._schema is hooked.Permit
     assert ai.Runtime()._hook_replay == {}
+
+
+# ── In a terminal, and from anywhere else ────────────────────────────────────────────────────────────────
+
+CALLS = "        await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))\n"
+CHANGES = {
+    "    from tools import": "    from options.hooks import temporal_hooks\n    from tools import",
+    CALLS: """\
+        await asyncio.gather(*(ask_and_call(call, message) for call in result.tool_calls))
+
+
+temporal_hooks()
+
+
+@ai.hook
+class Permit(pydantic.BaseModel):
+    granted: bool
+    reason: str | None = None
+
+
+@ai.hook
+class Budget(pydantic.BaseModel):
+    amount: int = pydantic.Field(gt=0)
+    currency: str = "EUR"
+
+
+async def ask_and_call(call: ai.ToolPart, message: ai.Message) -> None:
+    if call.tool_name == "get_population":
+        budget = await Budget.create("budget", metadata={"tool": call.tool_name})
+        call.set_result({"population": budget.amount, "currency": budget.currency})
+        return
+    permit = await Permit.create(f"call {call.tool_call_id}", metadata={"arguments": call.tool_args})
+    if permit.granted:
+        await ai.execute_tool(call, message)
+    else:
+        call.set_error(f"refused: {permit.reason}")
+""",
+}
+
+TOKYO, PARIS = ("1", "get_weather", {"city": "Tokyo"}), ("2", "get_population", {"city": "Paris"})
+ASKED_TOKYO = '? hook call 1 (Permit) waits for an answer: {"arguments":"{\\"city\\": \\"Tokyo\\"}"}'
+ASKED_PARIS = '? hook budget (Budget) waits for an answer: {"tool":"get_population"}'
+PROMPT_TOKYO = "granted? (y or n, and the reason)"
+PROMPT_PARIS = 'Answer with JSON, {"amount": integer, "currency"?: string}:'
+
+
+@pytest.fixture
+def sample(tmp_path: Path, standin: StandIn, environment: dict[str, str]) -> dict[str, Any]:
+    """The sample with hooks in the agent of workflow.py, for `start_main` and `open_terminal`."""
+    copy_sample(tmp_path)
+    source = (tmp_path / "workflow.py").read_text()
+    for old, new in CHANGES.items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "workflow.py").write_text(source)
+    env = {**standin.environment, "TEMPORAL_ADDRESS": environment["TEMPORAL_ADDRESS"]}
+    return {"folder": tmp_path, "env": env}
+
+
+def told(standin: StandIn) -> list[Any]:
+    """What the model was told of its tool calls, in its latest request."""
+    return [result["output"]["value"] for result in standin.calls[-1].tool_results]
+
+
+def test_hooks_are_asked_at_the_terminal_by_their_schema(
+    open_terminal: OpenTerminal, standin: StandIn, sample: dict[str, Any]
+) -> None:
+    standin.play(calls(TOKYO, PARIS), text("the answer"))
+    terminal = open_terminal("Weather?", "--model", "m", size=(120, 24), **sample)
+    terminal.wait_for(ASKED_TOKYO, PROMPT_TOKYO, gone=["budget"])
+    terminal.type("perhaps\n")
+    terminal.wait_for(f"{PROMPT_TOKYO} perhaps\n    {PROMPT_TOKYO}")
+    terminal.type("n it is too far away\n")
+    terminal.wait_for(ASKED_PARIS, PROMPT_PARIS)
+    terminal.type("y\n")
+    terminal.wait_for("that is no JSON: ")
+    terminal.type("12\n")
+    terminal.wait_for("that is no JSON object")
+    terminal.type('{"amount": -1}\n')
+    terminal.wait_for("! that does not resolve hook 'budget': amount: Input should be greater than 0")
+    assert len(standin.calls) == 1
+    terminal.type('{"amount": 12, "currency": "JPY"}\n')
+    assert terminal.finish()[0] == 0
+    assert told(standin) == ["refused: it is too far away", {"population": 12, "currency": "JPY"}]
+    lines = [line.strip() for line in terminal.scrolled if line]
+    assert "the answer" in lines
+    assert sum(PROMPT_PARIS in line for line in lines) == 4
+
+
+async def test_a_hook_outlives_the_process_and_is_answered_from_elsewhere(
+    client: Client, start_main: StartMain, open_terminal: OpenTerminal, standin: StandIn, sample: dict[str, Any]
+) -> None:
+    wait, name = asyncio.to_thread, uuid.uuid4().hex
+    standin.play(calls(TOKYO, PARIS), text("the answer"))
+    victim = start_main("Weather?", "--id", name, "--model", "m", **sample)
+    assert victim.stderr is not None
+    commands = [line.strip() for line in await wait(read_until, victim.stderr, "--resolve") if " --id " in line]
+    start_of_all = f"uv run python main.py --id {name}"
+    form = """'{"amount": integer, "currency"?: string}'"""
+    assert commands == [
+        f"{start_of_all} --yes 'call 1'",
+        f"""{start_of_all} --no 'call 1' --reason "…\"""",
+        f"{start_of_all} --resolve budget {form}",
+    ]
+    victim.kill()
+    victim.wait()
+    # No worker is alive.
+    found = await until_open(client.get_workflow_handle(name), "call 1", "budget")
+    assert found["budget"].metadata == '{"tool":"get_population"}'
+
+    async def main(*arguments: str) -> tuple[int, str]:
+        process = start_main(*arguments, **sample)
+        out, err = await wait(process.communicate, timeout=BOUND)
+        assert out == ""
+        return process.returncode, err.splitlines()[0]
+
+    answers = ("--id", name)
+    why = "that is no JSON: expected value at line 1 column 1"
+    expected = f"hook 'budget' takes another answer ({why}): {start_of_all} --resolve budget {form}"
+    assert await main(*answers, "--yes", "budget") == (1, f"Error: {expected}")
+    unfit = "that does not resolve hook 'budget': amount: Field required"
+    assert await main(*answers, "--resolve", "budget", "{}") == (1, f"Error: {unfit}")
+    nothing = f"no hook 'nonsense' waits in run '{name}'"
+    assert await main(*answers, "--resolve", "nonsense", "{}") == (1, f"Error: {nothing}")
+    assert await main(*answers, "--resolve", "budget", '{"amount": 3}') == (0, "Resolved: hook budget")
+    terminal = open_terminal("--id", name, size=(120, 24), **sample)
+    await wait(terminal.wait_for, ASKED_TOKYO, PROMPT_TOKYO, gone=["budget"])
+    assert await main(*answers, "--no", "call 1", "--reason", "it rains") == (0, "Resolved: hook call 1")
+    assert (await wait(terminal.finish))[0] == 0
+    assert "It was answered elsewhere." in "\n".join(terminal.scrolled)
+    assert told(standin) == ["refused: it rains", {"population": 3, "currency": "EUR"}]
+    assert len(standin.calls) == 2
+    over = f"run '{name}' is over: nothing waits for an answer in it"
+    assert await main(*answers, "--yes", "call 1") == (1, f"Error: {over}")
+
+
+def read_until(lines: Iterable[str], word: str) -> list[str]:
+    """The lines up to the one with this word."""
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if word in line:
+            return read
+    raise AssertionError(read)
+
+
+async def test_an_agent_without_hooks_says_so(
+    client: Client, run_main: RunMain, start_agent: StartAgent, standin: StandIn
+) -> None:
+    standin.play(hang())
+    run = await start_agent()
+    result = await asyncio.to_thread(run_main, "--no-worker", "--id", run.id, "--resolve", "a", "{}")
+    assert (result.returncode, result.stderr) == (1, f"Error: no hook 'a' waits in run '{run.id}'\n")
+    await run.terminate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--id", "i", "--resolve", "a"], "argument --resolve: expected 2 arguments"),
+        (["--id", "i", "--resolve", "a", "[]"], "--resolve takes the label of a hook and a JSON object"),
+        (["--id", "i", "--resolve", "a", "{"], "--resolve takes the label of a hook and a JSON object"),
+        (["--id", "i", "--resolve", " ", "{}"], "--resolve is empty"),
+        (["--id", "i", "--resolve", "a", "{}", "--yes", "a"], "argument --yes: not allowed with argument --resolve"),
+        (
+            ["--resolve", "a", "{}"],
+            "--yes, --no and --resolve answer a question of a run: they take its --id and no query",
+        ),
+    ],
+)
+def test_wrong_usage_is_answered_with_one_line(arguments: list[str], problem: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"main.py: error: {problem}"
+
+
+# ── The example ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_example_asks_and_is_answered(environment: dict[str, str], tmp_path: Path) -> None:
+    script = ROOT / "examples" / "hook.py"
+    process = [sys.executable, str(script)]
+    result = subprocess.run(
+        process, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=BOUND, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    *asked, tokyo, paris = result.stdout.splitlines()
+    assert sorted(line.partition(" {")[0] for line in asked) == [f"ToolApproval approve_call_{n}" for n in (1, 2)]
+    assert tokyo == "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
+    assert paris == "Paris: a person did not allow it: only Tokyo is allowed."
