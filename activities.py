@@ -60,19 +60,18 @@ class ModelActivities:
                 `UNUSABLE_ANSWER_ATTEMPTS` on, for an unusable one: empty, malformed, no `output_type`, or too long for
                 the activity's time.
         """
-        with classified_failures():
-            async with heartbeats() as live:
-                request = await fetch_request(call.number)
-                model = self.make_model(call.model)
-                message = await _drain(model, request, call.idle_timeout, live)
-                reply = ModelReply(
-                    message=well_formed(message, request),  # a call of a made-up tool tells the model so
-                    finish_reason=getattr(model, "finish_reason", None),
-                )
-                if not (message.tool_calls or message.files or text_of(message).strip()):
-                    raise _unusable_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
-                _check_size("the model's answer", reply)
-                return reply
+        with classified_failures(), heartbeats() as live:
+            request = await fetch_request(call.number)
+            model = self.make_model(call.model)
+            message = await _drain(model, request, call.idle_timeout, live)
+            reply = ModelReply(
+                message=well_formed(message, request),  # a call of a made-up tool tells the model so
+                finish_reason=getattr(model, "finish_reason", None),
+            )
+            if not (message.tool_calls or message.files or text_of(message).strip()):
+                raise _unusable_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
+            _check_size("the model's answer", reply)
+            return reply
 
 
 async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: Live) -> ai.Message:
@@ -130,7 +129,7 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
     if function is None:
         raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
     with classified_failures():
-        async with heartbeats():
+        with heartbeats():
             result = await function(**call.arguments)
         try:
             reply = ToolReply(result=to_jsonable_python(result, bytes_mode="base64"))

@@ -35,7 +35,7 @@ from bridge.tools import original_function, replace_tool, signature_of, tool_fun
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
 
-HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+HEARTBEAT_TIMEOUT = timedelta(seconds=8)
 """How long a dead worker goes unnoticed. Both activities heartbeat every third of it."""
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.of_run import of_run
+from bridge.watching import answer_watchers
 from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
 
 REQUEST_QUERY = "model_request"
@@ -61,6 +62,7 @@ class RunTranscript:
         self._numbers = count(1)
         _cached[workflow.info().run_id] = self
         workflow.set_query_handler(REQUEST_QUERY, self._page)
+        answer_watchers()
         if workflow.get_query_handler(TRANSCRIPT_QUERY) is None:  # the workflow may have one of its own
             workflow.set_query_handler(TRANSCRIPT_QUERY, self._transcript)
 
@@ -101,6 +103,11 @@ def run_transcript() -> RunTranscript:
 
 _cached: WeakValueDictionary[str, RunTranscript] = WeakValueDictionary()
 """Of the workflow runs that this process has in its cache, by run id."""
+
+
+def is_cached(run_id: str) -> bool:
+    """Whether this process has a workflow run in its cache."""
+    return run_id in _cached
 
 
 # ── In the model activity ────────────────────────────────────────────────────────────────────────────────

@@ -120,8 +120,13 @@ WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pyda
 """An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included. For fields
 of pydantic models: Temporal takes it for a plain `ai.Message` where it is the type of a whole payload."""
 
-MESSAGE: pydantic.TypeAdapter[ai.Message] = pydantic.TypeAdapter(WireMessage)
-"""Makes such a message of its JSON."""
+_PART: pydantic.TypeAdapter[ai.Part] = pydantic.TypeAdapter(ai.Part)
+
+
+def part_of(plain: dict[str, Any]) -> ai.Part:
+    """A part of such a message, out of its JSON."""
+    return _PART.validate_python(_load_part(plain))
+
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
 
