@@ -136,16 +136,17 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
             json.dumps(reply.result, allow_nan=False)
         except ValueError as error:  # final, as the same result would come again
             raise ValueError(f"the result of {call.tool} is not JSON: {one_line(error)}") from None
-        _check_size(f"the result of {call.tool}", reply)
+        _check_size(f"the result of {call.tool}", reply, call.result_limit)
         return reply
 
 
-def _check_size(what: str, value: pydantic.BaseModel) -> None:
+def _check_size(what: str, value: pydantic.BaseModel, share: int | None = None) -> None:
     """Refuse a result that the server would refuse, with a clear error. External storage takes any size."""
     size = len(value.model_dump_json().encode())
-    if size > PAYLOAD_LIMIT and activity.client().data_converter.external_storage is None:
+    if size > (share or PAYLOAD_LIMIT) and activity.client().data_converter.external_storage is None:
+        limit = "its share of a history, with so many calls at once" if share else "Temporal's limit for one payload"
         raise ApplicationError(
-            f"{what} has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,} for one payload",
+            f"{what} has {size:,} bytes, over the {share or PAYLOAD_LIMIT:,} that are {limit}",
             type="PayloadTooLarge",
             non_retryable=True,
         )

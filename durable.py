@@ -29,8 +29,9 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
 
 from activities import ModelActivities, tool_call_activity
-from bridge.details import doing, shortened
+from bridge.details import shortened
 from bridge.failures import ToolError, reason_of
+from bridge.limits import expect_results, in_flight, result_limit
 from bridge.tools import original_function, replace_tool, signature_of, tool_functions, wrapped_already
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
@@ -118,13 +119,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         # The history keeps the input of an activity for good. So the request is not in it, only a number. While the
         # call is open, this workflow run keeps the request as JSON. The activity reads it in memory if its worker has
         # the run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
-        with run_transcript().opened(request) as number, doing(f"asking {summary}"):
-            reply = await workflow.execute_activity_method(
-                ModelActivities.llm_stream_activity,
-                ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **options,
-            )
+        with run_transcript().opened(request) as number:
+            async with in_flight(f"asking {summary}"):
+                reply = await workflow.execute_activity_method(
+                    ModelActivities.llm_stream_activity,
+                    ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
+                    **options,
+                )
             run_transcript().replied(request, reply.message)  # for the transcript that people can query
+        expect_results(len(reply.message.tool_calls))
         self.finish_reason = reply.finish_reason
         yield reply.message
 
@@ -187,8 +190,9 @@ def temporal_tool[**P, R](
         await _Pump.start()
         if before is not None:
             await before(activity_input)
+        activity_input.result_limit = result_limit()
         try:
-            with doing(f"calling {activity_input.summary}"):
+            async with in_flight(f"calling {activity_input.summary}"):
                 summary = workflow.ActivityConfig(summary=shortened(activity_input.summary))
                 all_options = summary | TOOL_OPTIONS | options
                 reply = await workflow.execute_activity(tool_call_activity, activity_input, **all_options)

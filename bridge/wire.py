@@ -7,7 +7,8 @@ to come back with the part that it came with: a thinking model refuses its own t
 import base64
 import inspect
 from datetime import timedelta
-from typing import Annotated, Any, override
+from functools import cached_property
+from typing import Annotated, Any, Self, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -45,7 +46,29 @@ class ProviderTool(ai.ToolPart, _Provided):
 
 
 class ProviderMessage(ai.Message):
-    """A message that may hold calls of tools that the provider ran. The loop has nothing left to do for such calls."""
+    """A message of the model.
+
+    It may hold calls of tools that the provider ran. The loop has nothing left to do for such calls.
+
+    Its deep copies share the parts that are the same. `ai.run()` passes on a copy of the whole message for each result
+    of a tool. With a thousand calls in a message, a million parts would be copied in one workflow task.
+    """
+
+    @cached_property  # no private attribute of pydantic, which would count when messages are compared
+    def _copied(self) -> dict[int, tuple[ai.Part, dict[str, Any], ai.Part]]:
+        """By id: the part, its fields when it was last copied, and that copy."""
+        return {}
+
+    @override
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy(update={"parts": [self._copy_of(part) for part in self.parts], "usage": self.usage})
+
+    def _copy_of(self, part: ai.Part) -> ai.Part:
+        _, fields, copied = self._copied.get(id(part), (part, None, part))
+        if fields != part.__dict__:
+            copied = part.model_copy(deep=True)
+            self._copied[id(part)] = part, dict(part.__dict__), copied
+        return copied
 
     @property
     @override
@@ -101,9 +124,7 @@ def _load_message(value: Any, handler: pydantic.ValidatorFunctionWrapHandler) ->
     if isinstance(value, dict):
         value = {**value, "parts": [_load_part(part) for part in value.get("parts", ())]}
     message: ai.Message = handler(value)
-    if any(map(is_provider_executed, message.parts)):
-        return ProviderMessage.model_construct(**dict(message))
-    return message
+    return ProviderMessage.model_construct(**dict(message)) if message.role == "assistant" else message
 
 
 def _load_part(part: Any) -> Any:
@@ -184,6 +205,8 @@ class ToolCall(pydantic.BaseModel):
 
     tool: str
     arguments: dict[str, pydantic.JsonValue]
+    result_limit: int | None = None
+    """Bytes that the result may have, if fewer than a payload: the results of many calls share one history."""
 
     @classmethod
     def of(cls, tool: str, bound: inspect.BoundArguments) -> "ToolCall":

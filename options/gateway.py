@@ -311,8 +311,7 @@ class _Answer:
     def message(self) -> ai.Message:
         """The message so far. Only what has changed is made anew: there may be a thousand tool calls in it."""
         parts = [self._made.get(id(part)) or self._made.setdefault(id(part), part_of(part)) for part in self._parts]
-        kind = ProviderMessage if any(map(is_provider_executed, parts)) else ai.Message
-        return kind.model_construct(role="assistant", id=self._id, parts=parts)
+        return ProviderMessage.model_construct(role="assistant", id=self._id, parts=parts)
 
     def whole(self, output_type: type[pydantic.BaseModel] | None) -> ai.Message:
         """The message in the end, with structured output where that was asked for. ValueError: the text is none."""
