@@ -21,7 +21,7 @@ from temporalio.worker import (
     WorkerTuner,
 )
 
-WORKFLOW_TASKS = 20
+WORKFLOW_TASKS = 8
 """Workflow tasks at once. They are computing, which only one thread of the process does at a time. Temporal takes a
 workflow task that lasts 2 s for a deadlock, and many at once would each last long."""
 
