@@ -101,7 +101,8 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
         if request.output_type is None:
             raise
         problem = f"the model's answer is not a {request.output_type.__name__}: {one_line(error)}"
-        raise _unusable_answer(problem) from None
+        text = text_of(message) if message else ""
+        raise _unusable_answer(problem, *[text] * (len(text) < OUTPUT_LIMIT)) from None
     except (MalformedStream, KeyError) as error:  # KeyError: how the SDK's models fail at a stream that makes no sense
         raise _unusable_answer(f"the model's stream is malformed: {one_line(error)}") from None
     if message is None:
@@ -109,9 +110,14 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     return message
 
 
-def _unusable_answer(problem: str) -> ApplicationError:
+def _unusable_answer(problem: str, *output: str) -> ApplicationError:
+    """With the text of a structured output that is none, the workflow can raise the error that the SDK has for it."""
     last = activity.info().attempt >= UNUSABLE_ANSWER_ATTEMPTS
-    return ApplicationError(problem, type="UnusableAnswer", non_retryable=last)
+    return ApplicationError(problem, *output, type="UnusableAnswer", non_retryable=last)
+
+
+OUTPUT_LIMIT = PAYLOAD_LIMIT // 4
+"""Characters of text in a failure, which has a limit of its own."""
 
 
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────

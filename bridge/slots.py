@@ -46,7 +46,7 @@ def tuner(most: int, workflow_tasks: int | None, local_activities: int | None, n
     """
     return WorkerTuner.create_composite(
         workflow_supplier=FixedSizeSlotSupplier(workflow_tasks or WORKFLOW_TASKS),
-        activity_supplier=Slots(min(most, _files(most + FILES_BESIDE) - FILES_BESIDE)),
+        activity_supplier=Slots(max(1, min(most, _files(most + FILES_BESIDE) - FILES_BESIDE))),
         local_activity_supplier=FixedSizeSlotSupplier(local_activities or 100),
         nexus_supplier=FixedSizeSlotSupplier(nexus_tasks or 100),
     )

@@ -46,12 +46,12 @@ class ProviderTool(ai.ToolPart, _Provided):
 
 
 class ProviderMessage(ai.Message):
-    """A message of the model.
+    """A message of the model with calls of tools that the provider ran, or with many parts. See `message_of()`.
 
-    It may hold calls of tools that the provider ran. The loop has nothing left to do for such calls.
+    The loop has nothing left to do for what the provider ran.
 
-    Its deep copies share the parts that are the same. `ai.run()` passes on a copy of the whole message for each result
-    of a tool. With a thousand calls in a message, a million parts would be copied in one workflow task.
+    Deep copies share the parts that are the same. `ai.run()` passes on a copy of the whole message for each result of a
+    tool. With a thousand calls in a message, a million parts would be copied in one workflow task.
     """
 
     @cached_property  # no private attribute of pydantic, which would count when messages are compared
@@ -74,6 +74,15 @@ class ProviderMessage(ai.Message):
     @override
     def tool_calls(self) -> list[ai.ToolPart]:
         return [call for call in super().tool_calls if not is_provider_executed(call)]
+
+
+MANY_PARTS = 50
+
+
+def message_of(fields: dict[str, Any]) -> ai.Message:
+    """The message with these fields, which are known to be right."""
+    special = len(fields["parts"]) >= MANY_PARTS or any(map(is_provider_executed, fields["parts"]))
+    return (ProviderMessage if special else ai.Message).model_construct(**fields)
 
 
 PROVIDER_PARTS: dict[str, type[_Provided]] = {
@@ -121,10 +130,10 @@ def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapH
 
 
 def _load_message(value: Any, handler: pydantic.ValidatorFunctionWrapHandler) -> ai.Message:
-    if isinstance(value, dict):
-        value = {**value, "parts": [_load_part(part) for part in value.get("parts", ())]}
-    message: ai.Message = handler(value)
-    return ProviderMessage.model_construct(**dict(message)) if message.role == "assistant" else message
+    if not isinstance(value, dict):
+        return handler(value)  # type: ignore[no-any-return]  # a message already, and the same object stays
+    message = handler({**value, "parts": [_load_part(part) for part in value.get("parts", ())]})
+    return message_of(dict(message))
 
 
 def _load_part(part: Any) -> Any:
@@ -205,7 +214,7 @@ class ToolCall(pydantic.BaseModel):
 
     tool: str
     arguments: dict[str, pydantic.JsonValue]
-    result_limit: int | None = None
+    result_limit: int | None = pydantic.Field(default=None, exclude_if=lambda limit: limit is None)
     """Bytes that the result may have, if fewer than a payload: the results of many calls share one history."""
 
     @classmethod

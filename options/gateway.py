@@ -26,7 +26,7 @@ from vercel_ai_sdk.ai_gateway.protocol import build_request_body, messages_to_v3
 
 from bridge.failures import MalformedStream, is_final_status
 from bridge.messages import unique_id
-from bridge.wire import ProviderMessage, ProviderTool, encodable, is_provider_executed, metadata_of, part_of, text_of
+from bridge.wire import ProviderTool, encodable, is_provider_executed, message_of, metadata_of, part_of, text_of
 from options.http import check_url, http_client
 
 DEFAULT_URL = "https://ai-gateway.vercel.sh/v3/ai"
@@ -311,7 +311,7 @@ class _Answer:
     def message(self) -> ai.Message:
         """The message so far. Only what has changed is made anew: there may be a thousand tool calls in it."""
         parts = [self._made.get(id(part)) or self._made.setdefault(id(part), part_of(part)) for part in self._parts]
-        return ProviderMessage.model_construct(role="assistant", id=self._id, parts=parts)
+        return message_of({"role": "assistant", "id": self._id, "parts": parts})
 
     def whole(self, output_type: type[pydantic.BaseModel] | None) -> ai.Message:
         """The message in the end, with structured output where that was asked for. ValueError: the text is none."""
