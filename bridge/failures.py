@@ -16,6 +16,7 @@ import pydantic
 import vercel_ai_sdk as ai
 from temporalio import activity, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
+from temporalio.worker.workflow_sandbox import RestrictedWorkflowAccessError
 from vercel_ai_sdk.ai_gateway.errors import GatewayError
 
 from bridge.redaction import redacted, redacted_detail
@@ -156,15 +157,20 @@ def failure_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _io_in_workflow(error: BaseException) -> str | None:
-    """What to do about I/O in the workflow: Temporal's event loop has none, and says no more than that."""
+    """What to do about I/O in the workflow. Temporal's sandbox and event loop refuse it, and do not name the tool."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not isinstance(error, NotImplementedError) or frames[-1].f_code.co_filename != events.__file__:
+    by_loop = isinstance(error, NotImplementedError) and frames[-1].f_code.co_filename == events.__file__
+    if not (by_loop or isinstance(error, RestrictedWorkflowAccessError)):
         return None
     for frame in frames:
         if frame.f_code is ai.execute_tool.__code__:
             name = frame.f_locals["tool_call"].tool_name
             return f"the tool {name} does I/O in the workflow: make it an activity, with temporal_tool({name})"
-    return "the loop does I/O in the workflow: put it into a tool that is wrapped with temporal_tool()"
+    return (
+        "the loop does I/O in the workflow: put it into a tool that is wrapped with temporal_tool()"
+        if by_loop
+        else None
+    )
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
