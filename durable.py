@@ -29,13 +29,14 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
 
 from activities import ModelActivities, tool_call_activity
-from bridge.details import doing, shortened
-from bridge.failures import ToolError, reason_of
-from bridge.tools import original_function, replace_tool, signature_of, tool_functions, wrapped_already
+from bridge.details import shortened
+from bridge.failures import ToolError, errors_of_output, reason_of
+from bridge.limits import expect_results, in_flight, result_limit
+from bridge.tools import check_wrappers, original_function, replace_tool, signature_of, tool_functions, wrapped_already
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
 
-HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+HEARTBEAT_TIMEOUT = timedelta(seconds=8)
 """How long a dead worker goes unnoticed. Both activities heartbeat every third of it."""
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
@@ -93,12 +94,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         heartbeats (bridge/heartbeats.py).
 
         Raises:
-            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
+            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker, or another
+                tool has taken the name of a wrapped one.
+            JSONDecodeError, ValidationError: The answer is no `output_type`, several times over.
             ActivityError: The call failed for good.
 
-        The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
-        takes one failure out, Temporal's own kinds first, and fails the workflow run with it. It does so for an error
-        of the loop itself, too. Errors outside of `ai.run()` are left to Temporal.
+        A loop that takes its steps with `ai.stream_step` cannot catch these: `ai.run()` cancels the loop, and raises
+        them inside an `ExceptionGroup`. The plugin takes one failure out, Temporal's own kinds first, and fails the
+        workflow run with it. It does so for an error of the loop itself, too. Errors outside of `ai.run()` are left to
+        Temporal.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -106,6 +110,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         if output_type is not None and "." in output_type.__qualname__:
             problem = f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it"
             raise ApplicationError(problem, type="OutputType", non_retryable=True)
+        check_wrappers()
         self.calls += 1
         await _Pump.start()  # from now on `ai.run()` writes no timers
         request = ModelRequest(
@@ -118,13 +123,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         # The history keeps the input of an activity for good. So the request is not in it, only a number. While the
         # call is open, this workflow run keeps the request as JSON. The activity reads it in memory if its worker has
         # the run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
-        with run_transcript().opened(request) as number, doing(f"asking {summary}"):
-            reply = await workflow.execute_activity_method(
-                ModelActivities.llm_stream_activity,
-                ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **options,
-            )
-            run_transcript().replied(request, reply.message)  # for the transcript that people can query
+        with run_transcript().opened(request) as number, errors_of_output(output_type):
+            async with in_flight(f"asking {summary}"):
+                reply = await workflow.execute_activity_method(
+                    ModelActivities.llm_stream_activity,
+                    ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
+                    **options,
+                )
+                run_transcript().replied(request, reply.message)  # for the transcript that people can query
+        expect_results(len(reply.message.tool_calls))
         self.finish_reason = reply.finish_reason
         yield reply.message
 
@@ -187,8 +194,9 @@ def temporal_tool[**P, R](
         await _Pump.start()
         if before is not None:
             await before(activity_input)
+        activity_input.result_limit = result_limit()
         try:
-            with doing(f"calling {activity_input.summary}"):
+            async with in_flight(f"calling {activity_input.summary}"):
                 summary = workflow.ActivityConfig(summary=shortened(activity_input.summary))
                 all_options = summary | TOOL_OPTIONS | options
                 reply = await workflow.execute_activity(tool_call_activity, activity_input, **all_options)

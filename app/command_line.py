@@ -29,6 +29,7 @@ class Options(argparse.Namespace):
     resolve: list[str] | None
     """Label of a hook, and a JSON object."""
     reason: str | None
+    max_activities: int | None
     debug: bool
     task_queue: str
 
@@ -61,6 +62,12 @@ def parse(arguments: list[str]) -> Options:
     answer.add_argument("--no", metavar="CALL", help="refuse a tool call or a hook of the run --id")
     answer.add_argument("--resolve", nargs=2, metavar=("LABEL", "JSON"), help="resolve any hook of the run --id")
     parser.add_argument("--reason", help="why not, for the model to read; with --no")
+    parser.add_argument(
+        "--max-activities",
+        type=_number,
+        metavar="N",
+        help="model and tool calls of this process at once (default: 2000)",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and logs (or DURABLE_DEBUG=1)")
     options = parser.parse_args(arguments, namespace=Options())
 
@@ -90,6 +97,12 @@ def parse(arguments: list[str]) -> Options:
     default = "offline/demo" if options.offline else DEFAULT_MODEL
     options.model = options.model or os.environ.get("AI_MODEL", "").strip() or default
     return options
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _standard_input() -> str:

@@ -21,7 +21,7 @@ from rich.text import Text
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from vercel_ai_sdk import Usage
 
@@ -30,6 +30,7 @@ from app.output import COMMAND, UserError, in_color, markdown, one_line, print_a
 from app.questions import Answer, NoAnswer, Question
 from app.runs import Handle, UnfitAnswer, has_worker, questions_of, result_of, send, unreadable, why_failed
 from app.server import Server, patiently
+from bridge.watching import WATCH_AGAIN_SECONDS, watch
 from bridge.wire import LiveText, ModelReply, ToolReply
 from workflow import AgentRequest
 
@@ -153,14 +154,16 @@ class Progress:
     async def follow(self) -> str:
         """Show every step until the run is over, and return a summary. UserError: the run cannot be read."""
         with self._screen.live:
-            pending = asyncio.create_task(self._follow_pending())
+            live = [asyncio.create_task(part) for part in (self._follow_pending(), self._keep_watched())]
             try:
                 await self._follow_history()
             finally:
-                pending.cancel()
-                [outcome] = await asyncio.gather(pending, return_exceptions=True)
-            if isinstance(outcome, Exception):  # in the live part; the steps are all there
-                say_error(outcome, self._debug)
+                for task in live:
+                    task.cancel()
+                outcomes = await asyncio.gather(*live, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):  # in the live part; the steps are all there
+                    say_error(outcome, self._debug)
         seconds = (self._ended - self._began).total_seconds()
         calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
         return f"{calls}, {_tokens(self._usage)}, {seconds:.1f} s"
@@ -239,12 +242,24 @@ class Progress:
         # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
         for tick in count():
             await asyncio.sleep(0.08)
-            is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+            is_live = self._has_text_to_show()
             if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
                 with suppress(RPCError):  # the server is lost, which `_follow_history` says
                     await self._show_pending()
             if self._screen.live.is_started:
                 self._screen.live.refresh()
+
+    def _has_text_to_show(self) -> bool:
+        return not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+
+    async def _keep_watched(self) -> None:
+        while True:
+            seconds = 0.08
+            if self._has_text_to_show():
+                with suppress(RPCError, WorkflowQueryFailedError):  # no worker: then there is no text either
+                    await watch(self._handle)
+                    seconds = WATCH_AGAIN_SECONDS
+            await asyncio.sleep(seconds)
 
     async def _show_pending(self) -> None:
         description = await self._handle.describe()

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import vercel_ai_sdk as ai
+from temporalio.exceptions import ApplicationError
 from vercel_ai_sdk.core.tools import _tool_registry  # private: `temporal_tool()` replaces a tool under its name
 
 tool_functions: dict[str, Callable[..., Awaitable[object]]] = {}
@@ -61,3 +62,19 @@ def replace_tool[**P, R](tool: ai.Tool[P, R], function: Callable[P, Awaitable[R]
     _tool_registry[tool.name] = wrapper
     _wrapped[tool.name] = arguments, wrapper
     return wrapper
+
+
+def check_wrappers() -> None:
+    """See that no tool has taken the place of a wrapped one: its I/O would happen in the workflow.
+
+    Raises:
+        ApplicationError: One has, since it was defined with the same name.
+    """
+    for name, (_, wrapper) in _wrapped.items():
+        if _tool_registry[name] is not wrapper:
+            raise ApplicationError(
+                f"another tool called {name} was defined after temporal_tool(), so that calls of {name} would not be "
+                "durable: rename one of them, or define it once, in a module that is passed through",
+                type="ToolReplaced",
+                non_retryable=True,
+            )
