@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import sys
 import unicodedata
@@ -25,6 +26,8 @@ class Options(argparse.Namespace):
     approve: bool
     yes: str | None
     no: str | None
+    resolve: list[str] | None
+    """Label of a hook, and a JSON object."""
     reason: str | None
     max_activities: int | None
     debug: bool
@@ -33,7 +36,7 @@ class Options(argparse.Namespace):
     @property
     def answers(self) -> bool:
         """Whether this process only answers a question of a run."""
-        return bool(self.yes or self.no)
+        return bool(self.yes or self.no or self.resolve)
 
     @property
     def makes_calls(self) -> bool:
@@ -55,8 +58,9 @@ def parse(arguments: list[str]) -> Options:
     mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
     mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
     answer = parser.add_mutually_exclusive_group()
-    answer.add_argument("--yes", metavar="CALL", help="approve a tool call of the run --id")
-    answer.add_argument("--no", metavar="CALL", help="refuse a tool call of the run --id")
+    answer.add_argument("--yes", metavar="CALL", help="approve a tool call or a hook of the run --id")
+    answer.add_argument("--no", metavar="CALL", help="refuse a tool call or a hook of the run --id")
+    answer.add_argument("--resolve", nargs=2, metavar=("LABEL", "JSON"), help="resolve any hook of the run --id")
     parser.add_argument("--reason", help="why not, for the model to read; with --no")
     parser.add_argument(
         "--max-activities",
@@ -70,7 +74,7 @@ def parse(arguments: list[str]) -> Options:
     if options.worker and (options.query or options.id or options.model):
         parser.error("--worker only serves: it takes no query, --id or --model")
     if options.answers and (options.id is None or options.query is not None):
-        parser.error("--yes and --no answer a question of a run: they take its --id and no query")
+        parser.error("--yes, --no and --resolve answer a question of a run: they take its --id and no query")
     if options.reason is not None and options.no is None:
         parser.error("--reason says why not: it belongs to --no")
     if options.approve and (options.worker or (options.id is not None and options.query is None)):
@@ -80,6 +84,10 @@ def parse(arguments: list[str]) -> Options:
     for name in ("query", "id", "model", "yes", "no", "reason"):
         if (value := getattr(options, name)) is not None:
             setattr(options, name, _text(parser, "the query" if name == "query" else f"--{name}", value))
+    if options.resolve is not None:
+        options.resolve = [_text(parser, "--resolve", value) for value in options.resolve]
+        if not _is_json_object(options.resolve[1]):
+            parser.error("--resolve takes the label of a hook and a JSON object")
     if options.id is not None and (size := len(options.id.encode())) > 1000:
         parser.error(f"--id has {size:,} bytes, over the limit of 1,000")  # the server's
 
@@ -112,6 +120,13 @@ def _text(parser: argparse.ArgumentParser, name: str, value: str) -> str:
     if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in value):
         parser.error(f"{name} contains control characters")
     return value
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 # ── Start-up time ────────────────────────────────────────────────────────────────────────────────────────
