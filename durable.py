@@ -37,7 +37,8 @@ from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=8)
-"""How long a dead worker goes unnoticed. Both activities heartbeat every third of it."""
+"""How long a dead worker goes unnoticed. Both activities heartbeat every quarter of it (bridge/heartbeats.py): a worker
+that is stopped for four seconds, or has too much to do, is not taken for dead."""
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,7 +92,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[ai.Message]:
         """Run one model call as an activity and yield the finished message, once. Its text so far is in the activity's
-        heartbeats (bridge/heartbeats.py).
+        heartbeats while somebody watches (bridge/watching.py).
 
         Raises:
             ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker, or another
@@ -163,8 +164,9 @@ def temporal_tool[**P, R](
     Every worker has to import the module of this call, also one that only runs activities.
 
     Args:
-        tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
-            heartbeats would stop, and the call would be made again elsewhere. Pydantic has to make JSON of its result.
+        tool: What `@ai.tool` made of an async function. The function must not block the event loop: all
+            other calls of the worker would wait, and after a minute they would be made again elsewhere. Pydantic has to
+            make JSON of its result.
         before: Awaited before each call, such as `ask_a_person` of options/approvals.py. It has to come from a module
             that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means

@@ -64,19 +64,21 @@ class Live:
         self._send = _sender()
         self._heartbeat = ActivityHeartbeat(task_token=self._info.task_token)
         self._message: ai.Message | None = None
+        self._is_news = False  # not in the heartbeats yet
         self._task: asyncio.Task[None] | None = None
         self._context = copy_context()  # in which `activity.info()` is that of this activity
         self.loop = asyncio.get_running_loop()
 
     def show(self, message: ai.Message) -> None:
         """Have whoever watches see this message so far."""
-        self._message = message
+        self._message, self._is_news = message, True
 
     def tick(self, now: float) -> None:
         """In the thread: send what is due."""
         watched = is_watched(self._info.workflow_id or "")
-        if self._message is not None and (self._task is None or self._task.done()):
+        if self._is_news and (self._task is None or self._task.done()):
             if watched:
+                self._is_news = False
                 self._start(self._send_text)
             elif now >= self._ask_at and not is_cached(self._info.workflow_run_id or ""):
                 self._ask_at = now + WATCH_AGAIN_SECONDS
@@ -84,6 +86,7 @@ class Live:
         if now >= self._due:
             if not watched:
                 del self._heartbeat.details[:]
+                self._is_news = self._message is not None  # to the next one who watches
             self._beat()
 
     def end(self) -> None:
@@ -103,7 +106,7 @@ class Live:
         self.loop.call_soon_threadsafe(start, context=self._context)
 
     async def _send_text(self) -> None:
-        message, self._message = self._message, None
+        message = self._message
         assert message is not None
         text = text_of(message)
         reasoning = "".join(part.text for part in message.parts if isinstance(part, ai.ReasoningPart))
