@@ -297,13 +297,13 @@ class Progress:
         answer = await self._prompt(call)
         self._screen.live.start()
         if answer:
-            with suppress(UserError):  # somebody else was faster
+            with suppress(UserError):  # somebody else was faster, or the clock
                 await send(self._handle, answer)
                 if not answer.approved:
                     self._screen.say("x", f"{question} refused{answer.reason and f': {answer.reason}'}")
 
     async def _prompt(self, call: str) -> Approval | None:
-        """Have a person answer; None if that was done elsewhere meanwhile."""
+        """Have a person answer; None if that was done elsewhere meanwhile, or its time is over."""
         import termios  # there is none on Windows
 
         while True:
@@ -311,7 +311,7 @@ class Progress:
             print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
                 if call not in await self._open_questions():
-                    say("It was answered elsewhere.")
+                    say("It was answered elsewhere, or too late.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the
             # line is not UTF-8.
