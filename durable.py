@@ -62,6 +62,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         model: The model's name; the worker makes the real model of it (`DurableAgents`).
         max_calls: How many calls to allow: a loop that never ends must not cost money for ever. 50 is far more than an
             answer takes.
+        max_tokens: From how many tokens on, in and out, no call is made. Those of all models of the workflow run
+            count, as far as the models tell them, but not those of failed attempts.
         idle_timeout: How long the model may be silent before the attempt fails.
         options: Activity options, over the ones in `MODEL_OPTIONS`. A `retry_policy` needs `maximum_attempts`, or it
             retries for ever.
@@ -72,11 +74,13 @@ class TemporalLanguageModel(ai.LanguageModel):
         model: str,
         *,
         max_calls: int = 50,
+        max_tokens: int | None = None,
         idle_timeout: timedelta = IDLE_TIMEOUT,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
         self.model = model
         self.max_calls = max_calls
+        self.max_tokens = max_tokens
         self.calls = 0
         """How many calls were made."""
         self.finish_reason: str | None = None
@@ -95,8 +99,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         heartbeats while somebody watches (bridge/watching.py).
 
         Raises:
-            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker, or another
-                tool has taken the name of a wrapped one.
+            ApplicationError: A limit on calls or tokens is reached, or `output_type` cannot be imported by a worker, or
+                another tool has taken the name of a wrapped one.
             JSONDecodeError, ValidationError: The answer is no `output_type`, several times over.
             ActivityError: The call failed for good.
 
@@ -105,9 +109,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         workflow run with it. It does so for an error of the loop itself, too. Errors outside of `ai.run()` are left to
         Temporal.
         """
-        if self.calls >= self.max_calls:
-            limit = f"the agent made {self.max_calls} model calls without coming to an answer"
-            raise ApplicationError(limit, type="ModelCallLimit", non_retryable=True)
+        self._check_limits()
         if output_type is not None and "." in output_type.__qualname__:
             problem = f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it"
             raise ApplicationError(problem, type="OutputType", non_retryable=True)
@@ -135,6 +137,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         expect_results(len(reply.message.tool_calls))
         self.finish_reason = reply.finish_reason
         yield reply.message
+
+    def _check_limits(self) -> None:
+        if self.calls >= self.max_calls:
+            limit = f"the agent made {self.max_calls} model calls without coming to an answer"
+            raise ApplicationError(limit, type="ModelCallLimit", non_retryable=True)
+        used = usage.total_tokens if (usage := run_transcript().usage) else 0
+        if self.max_tokens is not None and used >= self.max_tokens:
+            limit = f"the agent used {used:,} tokens, and its limit is {self.max_tokens:,}"
+            raise ApplicationError(limit, type="TokenLimit", non_retryable=True)
 
 
 # ── Tool calls ───────────────────────────────────────────────────────────────────────────────────────────

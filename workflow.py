@@ -53,6 +53,8 @@ class AgentRequest(pydantic.BaseModel):
     model: str
     max_model_calls: int = 50
     """See `TemporalLanguageModel`."""
+    max_tokens: int | None = None
+    """The same."""
     approve: bool = False
     """Whether a person is asked before each tool call."""
     carried: Carried | None = None
@@ -74,7 +76,7 @@ class AgentWorkflow:
     async def run(self, request: AgentRequest) -> AgentAnswer:
         # A `TemporalLanguageModel` that continues the run as new when its history is long, with `carried` in the same
         # request. Only for loops that make one model call at a time.
-        llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls)
+        llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls, max_tokens=request.max_tokens)
         enable_approvals(request.approve)  # for this workflow run only
         text = ""
         # After it has continued as new, `ai.run()` answers from the checkpoint what was done before.

@@ -36,6 +36,7 @@ ADVICE = {
     "HTTP 403": "See what AI_GATEWAY_API_KEY is allowed to do, or name another --model.",
     "HTTP 404": "Name another model with --model or AI_MODEL.",
     "ModelCallLimit": "The history shows what it kept asking for.",
+    "TokenLimit": "The history shows what it used them for.",
     "PayloadTooLarge": "Ask for less at once.",
 }
 

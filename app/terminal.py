@@ -302,11 +302,11 @@ class Progress:
                 return
             except UnfitAnswer as error:
                 self._screen.say("!", one_line(error))
-            except UserError:  # somebody else was faster
+            except UserError:  # somebody else was faster, or the clock
                 return
 
     async def _prompt(self, key: str, question: Question) -> Answer | None:
-        """Have a person answer; None if that was done elsewhere meanwhile."""
+        """Have a person answer; None if that was done elsewhere meanwhile, or its time is over."""
         import termios  # there is none on Windows
 
         while True:
@@ -314,7 +314,7 @@ class Progress:
             print(f"    {printable(question.prompt)}", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
                 if key not in await self._open_questions():
-                    say("It was answered elsewhere.")
+                    say("It was answered elsewhere, or too late.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the
             # line is not UTF-8.

@@ -56,6 +56,19 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function, eval_str=True)
 
 
+def typed_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a tool call as the tool's function gets them: of the declared types, with the defaults.
+
+    Raises:
+        ValidationError: They do not fit.
+    """
+    validator = _tool_registry[name]._validator  # private: as with `_fn`; None for the tool of an MCP server
+    if validator is None:
+        return arguments
+    typed = validator.model_validate(arguments)
+    return arguments | {field: getattr(typed, field) for field in validator.model_fields}
+
+
 def replace_tool[**P, R](tool: ai.Tool[P, R], function: Callable[P, Awaitable[R]], arguments: object) -> ai.Tool[P, R]:
     """Make a tool of the same name and schema with another function, and put it into the SDK's registry."""
     wrapper = ai.Tool(fn=function, schema=tool.schema, validator=tool._validator)  # private: as with `_fn`

@@ -97,6 +97,7 @@ class ContinuingModel(TemporalLanguageModel):
         model: The model's name.
         request: The workflow's input, which the next run gets as well.
         max_calls: Limit for the whole conversation, across all runs.
+        max_tokens: The same.
         idle_timeout: As in `TemporalLanguageModel`.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
@@ -107,10 +108,11 @@ class ContinuingModel(TemporalLanguageModel):
         request: Request,
         *,
         max_calls: int = 50,
+        max_tokens: int | None = None,
         idle_timeout: timedelta = IDLE_TIMEOUT,
         **options: Unpack[workflow.ActivityConfig],
     ) -> None:
-        super().__init__(model, max_calls=max_calls, idle_timeout=idle_timeout, **options)
+        super().__init__(model, max_calls=max_calls, max_tokens=max_tokens, idle_timeout=idle_timeout, **options)
         carried = request.carried or Carried()
         self._request, self._expected = request, carried.said
         self.calls = self._calls_before = carried.calls
@@ -135,7 +137,8 @@ class ContinuingModel(TemporalLanguageModel):
         """
         if self.calls == self._calls_before:  # the first call of a run is always made, so that each run gets on
             self._check_resumed(messages)
-        elif self.calls < self.max_calls:
+        else:
+            self._check_limits()  # a run that may make no call is not continued
             self._continue_if_long(messages)
         async for message in super().stream(messages, tools, output_type):
             yield message

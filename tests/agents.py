@@ -13,18 +13,33 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
-    from toolbox import TOOLS, Leg
+    from toolbox import TOOLS, Leg, pay, pay_somehow, pay_soon
 
     from activities import tool_call_activity
     from bridge.wire import ModelRequest, ToolCall, WireMessage
-    from durable import TemporalLanguageModel
+    from durable import TemporalLanguageModel, temporal_tool
+    from options.approvals import ask_a_person_if
     from options.continuing import Carried, ContinuingModel
-    from workflow import agent
+    from workflow import AgentAnswer, AgentRequest, agent
 
 
 class Forecast(pydantic.BaseModel):
     city: str
     celsius: float
+
+
+MUCH = 100
+
+
+def undecided(amount: int) -> bool:
+    """A rule with bugs: it fails, or comes to no result."""
+    return None if amount else 1 / amount > 0  # type: ignore[return-value]  # that is the bug
+
+
+# The sandbox makes these rules anew for every run, and finds the tools wrapped already.
+temporal_tool(pay, before=ask_a_person_if(lambda amount, to: amount > MUCH or to != "the shop"))
+temporal_tool(pay_soon, before=ask_a_person_if(lambda **call: call["amount"] > MUCH, timeout=timedelta(seconds=2)))
+temporal_tool(pay_somehow, before=ask_a_person_if(undecided))
 
 
 async def other_agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
@@ -244,6 +259,38 @@ class LongWorkflow:
 
 
 @workflow.defn
+class PayingWorkflow:
+    """An agent that pays, and returns its answer."""
+
+    @workflow.run
+    async def run(self) -> str:
+        async def loop(llm: ai.LanguageModel) -> None:
+            await ai.stream_loop(llm, ai.make_messages(user="go"), [pay, pay_soon, pay_somehow])
+
+        return (await transcript_of(ai.run(loop, TemporalLanguageModel("test/model"))))[-1].text
+
+
+@workflow.defn(name="AgentWorkflow")
+class HurriedWorkflow:
+    """The same for `main.py`, in the place of the sample's workflow."""
+
+    @workflow.run
+    async def run(self, request: AgentRequest) -> AgentAnswer:
+        return AgentAnswer(text=await PayingWorkflow().run())
+
+
+@workflow.defn
+class ThriftyWorkflow:
+    """An agent with a budget of tokens, which continues as new soon. Returns in how many model calls it is done."""
+
+    @workflow.run
+    async def run(self, request: LongRequest) -> int:
+        llm = ContinuingModel("test/model", request, max_tokens=60)
+        await transcript_of(ai.run(other_agent, llm, request.query, checkpoint=llm.checkpoint))
+        return llm.calls
+
+
+@workflow.defn
 class BrokenWorkflow:
     """A loop with a bug."""
 
@@ -366,6 +413,8 @@ class NamesWorkflow:
 
 
 WORKFLOWS = [
+    PayingWorkflow,
+    ThriftyWorkflow,
     NamesWorkflow,
     PulsingWorkflow,
     LaterWorkflow,

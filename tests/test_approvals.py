@@ -25,10 +25,11 @@ from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.worker import Replayer, Worker
 from terminal import Terminal
 
 from app import command_line
-from options.approvals import APPROVAL, Approval, open_questions
+from options.approvals import APPROVAL, Approval, ask_a_person, ask_a_person_if, open_questions
 from plugin import DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
@@ -38,6 +39,7 @@ ASKED = {city: f'? get_weather(city="{city}") waits for an approval' for city in
 
 ANSWERS_A_RUN = "--yes, --no and --resolve answer a question of a run: they take its --id and no query"
 
+type Pay = Callable[..., Awaitable[WorkflowHandle[Any, Any]]]
 type Ask = Callable[..., Awaitable[tuple[Terminal, WorkflowHandle[Any, Any]]]]
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -168,6 +170,120 @@ async def test_without_approve_nobody_is_asked(start_agent: StartAgent, standin:
     assert EventType.EVENT_TYPE_WORKFLOW_PROPERTIES_MODIFIED not in await event_types(handle)
 
 
+# ── Rules and time limits ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pay(client: Client, queue: str, standin: StandIn) -> Pay:
+    """Start a run that calls these tools with these arguments at once, and then has this reply of the model."""
+
+    async def start(*payments: tuple[str, dict[str, object]], then: Reply | None = None) -> WorkflowHandle[Any, Any]:
+        toolbox.PAID.clear()
+        called = [(str(number), name, arguments) for number, (name, arguments) in enumerate(payments)]
+        standin.play(calls(*called), then or text("the answer"))
+        return await client.start_workflow(agents.PayingWorkflow.run, id=uuid.uuid4().hex, task_queue=queue)
+
+    return start
+
+
+async def test_only_the_calls_that_a_rule_picks_wait_for_a_person(pay: Pay, standin: StandIn) -> None:
+    handle = await pay(
+        ("pay", {"amount": 100}),
+        ("pay", {"amount": 101}),
+        ("pay", {"amount": "102", "to": "the shop"}),  # the function would get a number, and so does the rule
+        ("pay", {"amount": 1, "to": "a stranger"}),
+    )
+    waiting = await until_asked(handle, "102", "stranger", "101")
+    assert toolbox.PAID in ([], [100])
+    for call in waiting:
+        await answer(handle, call, waiting[call] == "pay(amount=101)")
+    assert await handle.result() == "the answer"
+    no = "ToolError: a person did not allow this call of pay: no reason given"
+    assert results(standin) == ["paid 100 to the shop", "paid 101 to the shop", no, no]
+    assert sorted(toolbox.PAID) == [100, 101]
+    assert EventType.EVENT_TYPE_TIMER_STARTED not in await event_types(handle)
+
+
+async def test_a_question_that_nobody_answers_in_time_is_refused(client: Client, pay: Pay, standin: StandIn) -> None:
+    release = threading.Event()
+    handle = await pay(
+        ("pay_soon", {"amount": 7}), ("pay_soon", {"amount": 500}), then=held(release, text("the answer"))
+    )
+    [call] = await until_asked(handle, "500")
+    await asyncio.to_thread(standin.wait_for, calls=2)
+    late = "ToolError: this call of pay_soon was not allowed: nobody answered within 0:00:02"
+    assert results(standin) == ["paid 7", late]
+    assert await questions(handle) == {}
+    with pytest.raises(WorkflowUpdateFailedError) as error:
+        await answer(handle, call, True)
+    assert str(error.value.cause) == f"TooLate: tool call '{call}' was refused: nobody answered in time"
+    release.set()
+    assert await handle.result() == "the answer"
+    assert toolbox.PAID == [7]
+    assert (await event_types(handle)).count(EventType.EVENT_TYPE_TIMER_STARTED) == 1
+    replayer = Replayer(workflows=[agents.PayingWorkflow], plugins=[DurableAgents()])
+    await replayer.replay_workflow(await handle.fetch_history())
+
+
+async def test_an_answer_in_time_stops_the_clock(pay: Pay, standin: StandIn) -> None:
+    handle = await pay(("pay_soon", {"amount": 500}))
+    [call] = await until_asked(handle, "500")
+    await answer(handle, call, True)
+    assert await handle.result() == "the answer"
+    assert results(standin) == ["paid 500"]
+    assert EventType.EVENT_TYPE_TIMER_CANCELED in await event_types(handle)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"amount": 0}, "ZeroDivisionError: division by zero"),
+        ({"amount": 1}, "TypeError: it returned None, which is no bool"),
+    ],
+)
+async def test_a_rule_that_fails_lets_no_call_through(
+    pay: Pay, standin: StandIn, arguments: dict[str, object], problem: str
+) -> None:
+    handle = await pay(("pay_somehow", arguments))
+    async with asyncio.timeout(30):
+        assert await handle.result() == "the answer"
+    told = f"ToolError: pay_somehow was not called, since the rule of its approval failed: {problem}"
+    assert results(standin) == [told]
+    assert toolbox.PAID == []
+
+
+def test_rules_are_the_same_only_if_their_source_and_what_they_enclose_is() -> None:
+    def made(much: int, timeout: timedelta | None = None) -> object:
+        return ask_a_person_if(lambda amount: amount > much, timeout=timeout)
+
+    assert made(1) == made(1)
+    assert made(1) != made(2)
+    assert made(1) != made(1, timedelta(hours=1))
+    assert made(1) != ask_a_person_if(lambda amount: amount > 1)
+    assert made(1) != ask_a_person
+
+
+def test_a_rule_that_would_always_count_as_yes_is_no_rule() -> None:
+    async def rule(amount: int) -> bool:
+        return amount > 100
+
+    with pytest.raises(TypeError, match="the rule of an approval is an async function"):
+        ask_a_person_if(rule)  # type: ignore[arg-type]  # mypy sees it, too
+
+
+async def test_a_terminal_stops_asking_when_the_time_is_over(
+    client: Client, open_terminal: OpenTerminal, standin: StandIn
+) -> None:
+    standin.play(calls(("a", "pay_soon", {"amount": 500})), text("the answer"))
+    worker = Worker(client, task_queue=command_line.TASK_QUEUE, workflows=[agents.HurriedWorkflow])
+    async with worker:
+        terminal = open_terminal("--no-worker", "Pay!", "--id", uuid.uuid4().hex)
+        await asyncio.to_thread(terminal.wait_for, f"? pay_soon(amount=500) waits for an approval\n    {PROMPT}")
+        await asyncio.to_thread(terminal.wait_for, f"{PROMPT} It was answered elsewhere, or too late.")
+        assert (await asyncio.to_thread(terminal.finish))[0] == 0
+    assert results(standin) == ["ToolError: this call of pay_soon was not allowed: nobody answered within 0:00:02"]
+
+
 # ── In a terminal ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -222,7 +338,7 @@ async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(ask: As
     # Somebody else allows both calls, and the first of them is done while the question about the second is open.
     paris, tokyo = await questions(handle)
     await answer(handle, tokyo, True)
-    await asyncio.to_thread(terminal.wait_for, "It was answered elsewhere.", prompt("Paris"))
+    await asyncio.to_thread(terminal.wait_for, "It was answered elsewhere, or too late.", prompt("Paris"))
     done = 0
     async for event in handle.fetch_history_events(wait_new_event=True):
         done += event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
@@ -233,7 +349,7 @@ async def test_what_is_done_while_a_question_is_open_does_not_disturb_it(ask: As
     assert standin.lookups == ["Tokyo", "Paris"]
     lines = [line.strip() for line in terminal.scrolled if line]
     assert [line[0] for line in lines if "done in" in line] == ["✓"] * 4
-    assert [line for line in lines if PROMPT in line] == [f"{PROMPT} It was answered elsewhere."] * 2
+    assert [line for line in lines if PROMPT in line] == [f"{PROMPT} It was answered elsewhere, or too late."] * 2
 
 
 async def test_ctrl_d_is_no_answer(ask: Ask, standin: StandIn) -> None:

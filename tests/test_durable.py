@@ -471,6 +471,19 @@ async def test_a_loop_that_never_ends_is_stopped_at_the_limit(start_agent: Start
     assert len(standin.calls) == 3
 
 
+async def test_no_call_is_made_when_the_tokens_are_used_up(start_agent: StartAgent, standin: StandIn) -> None:
+    turns = [calls((str(i), "get_population", {"city": "Tokyo"})) for i in range(4)]
+    standin.play(*turns)  # 15 tokens each
+    error = await failure_of(await start_agent(max_tokens=31))
+    assert (error.type, error.message) == ("TokenLimit", "the agent used 45 tokens, and its limit is 31")
+    assert len(standin.calls) == 3
+
+
+async def test_an_answer_that_uses_the_last_tokens_is_an_answer(start_agent: StartAgent, standin: StandIn) -> None:
+    standin.play(text("the answer"))
+    assert (await (await start_agent(max_tokens=1)).result()).text == "the answer"
+
+
 @pytest.mark.parametrize("in_flight", ["model", "tool"])
 async def test_a_cancelled_run_ends_as_cancelled(start_agent: StartAgent, standin: StandIn, in_flight: str) -> None:
     if in_flight == "model":
@@ -632,6 +645,17 @@ async def test_the_limit_on_calls_counts_across_runs(client: Client, queue: str,
     handle = await client.start_workflow(agents.LongWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
     assert (await failure_of(handle)).type == "ModelCallLimit"
     assert len(standin.calls) == 20
+
+
+@pytest.mark.usefixtures("soon")
+async def test_the_limit_on_tokens_counts_across_runs(client: Client, queue: str, standin: StandIn) -> None:
+    standin.play(*[calls((str(i), "count_legs", {"legs": []})) for i in range(9)])
+    request = agents.LongRequest(query="go")
+    handle = await client.start_workflow(agents.ThriftyWorkflow.run, request, id=uuid.uuid4().hex, task_queue=queue)
+    error = await failure_of(handle)
+    assert (error.type, error.message) == ("TokenLimit", "the agent used 60 tokens, and its limit is 60")
+    assert len(standin.calls) == 4
+    assert (await handle.describe()).run_id != handle.first_execution_run_id
 
 
 @pytest.mark.usefixtures("soon")

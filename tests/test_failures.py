@@ -503,10 +503,8 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_one_line_without_its_password
     monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    for use in (
-        lambda: proxy_for("https://ai-gateway.vercel.sh/v3/ai"),
-        check_environment,
-    ):
+    uses: list[Callable[[], object]] = [lambda: proxy_for("https://ai-gateway.vercel.sh/v3/ai"), check_environment]
+    for use in uses:
         with pytest.raises(ValueError, match="ALL_PROXY") as raised:
             use()
         assert "\n" not in str(raised.value)

@@ -148,6 +148,30 @@ async def block(seconds: float) -> int:
     return attempt
 
 
+PAID: list[int] = []
+
+
+@ai.tool
+async def pay(amount: int, to: str = "the shop") -> str:
+    """Pay somebody. A person may have to allow it."""
+    PAID.append(amount)
+    return f"paid {amount} to {to}"
+
+
+@ai.tool
+async def pay_soon(amount: int) -> str:
+    """Pay the shop. Nobody may have to allow it after a while."""
+    PAID.append(amount)
+    return f"paid {amount}"
+
+
+@ai.tool
+async def pay_somehow(amount: int) -> str:
+    """Pay the shop, if anybody knows whether that has to be allowed."""
+    PAID.append(amount)
+    return f"paid {amount}"
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
