@@ -1,4 +1,4 @@
-"""Shows a hook of the SDK in a workflow: an agent that asks a person before each tool call. Needs no key and no server.
+"""Shows a hook of the SDK in a workflow: an agent that asks a person before each tool call.
 
 `answer_questions()` is the person. It may as well run in another process, days later."""
 

@@ -61,10 +61,17 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def test_every_example_says_first_what_it_shows_and_is_run_here() -> None:
+RUN_ELSEWHERE = {"hook": "test_hooks.py", "testing": "test_examples.py"}
+
+
+def test_every_example_says_first_what_it_shows_and_is_run_and_listed() -> None:
     examples = {file.stem: file.read_text().splitlines()[0] for file in FOLDER.glob("*.py") if file.stem != "shared"}
-    assert examples.keys() == {*PRINTED, "testing"}
+    assert examples.keys() == PRINTED.keys() | RUN_ELSEWHERE.keys()
+    for name, test in RUN_ELSEWHERE.items():
+        assert f"{name}.py" in (Path(__file__).parent / test).read_text()
     assert [first for first in examples.values() if not first.startswith('"""Shows ')] == []
+    table = (FOLDER / "README.md").read_text()
+    assert [name for name in examples if f"| [{name}.py]({name}.py) |" not in table] == []
 
 
 @pytest.mark.parametrize("name", PRINTED)

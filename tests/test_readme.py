@@ -163,6 +163,7 @@ QUESTION = 'main.py "What is the weather in Tokyo?"'
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 
 SHOWN, SHOWN_AGAIN = take(r'main\.py --id readme "'), take(r"main\.py --id readme$")
+LOAD = take(r"benchmarks/load\.py")
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
 LOOP = take(r"^for ")
@@ -402,6 +403,12 @@ def table(document: str, title: str) -> list[str]:
 def figures(document: str, title: str) -> dict[str, list[float]]:
     rows = [line.strip("| ").split(" | ") for line in table(document, title)[2:]]
     return {name: [float(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
+
+
+def test_the_benchmark_of_many_agents_measures_and_writes_a_table_and_a_picture(run: Run, tmp_path: Path) -> None:
+    run(f"{LOAD} --quick --output {shlex.quote(str(tmp_path))}")
+    assert "this sample" in (tmp_path / "load.md").read_text()
+    assert ElementTree.parse(tmp_path / "load.svg").getroot().tag.endswith("svg")
 
 
 def test_the_benchmark_measures_and_writes_tables_and_a_picture(run: Run, tmp_path: Path) -> None:
