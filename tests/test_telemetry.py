@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -18,7 +19,7 @@ import agents
 import pytest
 import traced
 import vercel_ai_sdk as ai
-from conftest import ROOT, Forgetful, StartAgent
+from conftest import ROOT, Forgetful, RunMain, StartAgent
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -486,6 +487,20 @@ async def test_a_tracer_provider_of_another_kind_makes_no_span_twice(
     ai.telemetry.disable()
     assert [record.name for record in caplog.records if "create_tracer_provider" in record.message] == [
         "bridge.telemetry"
+    ]
+
+
+def test_the_example(run_main: RunMain) -> None:
+    done = run_main("What is the weather in Tokyo?", script=ROOT / "examples" / "tracing.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer, *tree = done.stdout.splitlines()
+    assert answer == "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
+    assert [re.sub(r"=\d+", "=N", line) for line in tree] == [
+        "question",
+        "  ai.run input_tokens=N output_tokens=N",
+        "    ai.stream input_tokens=N output_tokens=N",
+        """    ai.tool name='get_weather' arguments='{"city": "Tokyo"}'""",
+        "    ai.stream input_tokens=N output_tokens=N",
     ]
 
 
