@@ -32,6 +32,7 @@ from activities import ModelActivities, tool_call_activity
 from bridge.details import shortened
 from bridge.failures import ToolError, errors_of_output, reason_of
 from bridge.limits import expect_results, in_flight, result_limit
+from bridge.telemetry import IdleStep
 from bridge.tools import check_wrappers, original_function, replace_tool, signature_of, tool_functions, wrapped_already
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
@@ -251,7 +252,8 @@ class _Pump:
     @classmethod
     async def _queue_idle_step(cls, runtime: ai.Runtime) -> None:
         result = asyncio.Future[ai.StreamResult]()  # the SDK wants one, and nobody awaits it
-        await runtime.put_step(functools.partial(cls._idle_step, runtime), result)
+        step = IdleStep((functools.partial(cls._idle_step, runtime), result))
+        await runtime._step_queue.put(step)  # private: `put_step()` would make a step of it that telemetry tells of
 
     @classmethod
     async def _idle_step(cls, runtime: ai.Runtime) -> AsyncGenerator[ai.Message]:

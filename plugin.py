@@ -31,6 +31,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from activities import ModelActivities, tool_call_activity
 from bridge.failures import failure_of
 from bridge.slots import tuner
+from bridge.telemetry import tell_of_durable_runs
 
 HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
 """How often a worker sends heartbeats on. By default it does so after 80 % of the heartbeat timeout, here four seconds.
@@ -73,6 +74,7 @@ class DurableAgents(SimplePlugin):
             workflow_runner=with_passthrough,
         )
         _quiet_ends()
+        tell_of_durable_runs()
 
     @override
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

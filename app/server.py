@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,11 +52,11 @@ class Server:
 
 
 @asynccontextmanager
-async def temporal_server(plugin: Plugin) -> AsyncIterator[Server]:
+async def temporal_server(*plugins: Plugin) -> AsyncIterator[Server]:
     """Connect to the Temporal server that the environment names, or else have a dev server while the body runs.
 
     Args:
-        plugin: For the client, and so for its workers.
+        plugins: For the client, and so for its workers.
 
     Raises:
         UserError: The configuration cannot be read, or the server cannot be started or used.
@@ -72,24 +72,24 @@ async def temporal_server(plugin: Plugin) -> AsyncIterator[Server]:
             raise UserError(
                 f"TEMPORAL_ADDRESS, or the profile, has to name HOST:PORT (localhost:7233), not {address!r}"
             )
-        yield Server(await connect(config, plugin), is_ours=False)
+        yield Server(await connect(config, plugins), is_ours=False)
         return
     if config.get("tls"):
         raise UserError("an API key or TLS is configured for Temporal, but no address: set TEMPORAL_ADDRESS")
     config["target_host"] = f"localhost:{devserver.PORT}"
     namespace = config.get("namespace", "default")
     try:
-        async with devserver.dev_server(namespace, partial(connect, config, plugin)) as (client, is_ours):
+        async with devserver.dev_server(namespace, partial(connect, config, plugins)) as (client, is_ours):
             yield Server(client, is_ours)
     except devserver.CannotServe as error:
         raise UserError(one_line(error)) from error
 
 
-async def connect(config: ClientConnectConfig, plugin: Plugin) -> Client:
+async def connect(config: ClientConnectConfig, plugins: Sequence[Plugin]) -> Client:
     """Connect to a Temporal server. UserError: nothing is there, or no Temporal server, or it refuses this client."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            client = await Client.connect(**config, plugins=[plugin])
+            client = await Client.connect(**config, plugins=plugins)
             await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
             return client
     except TimeoutError as error:

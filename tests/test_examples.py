@@ -61,7 +61,7 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-RUN_ELSEWHERE = {"hook": "test_hooks.py", "testing": "test_examples.py"}
+RUN_ELSEWHERE = {"hook": "test_hooks.py", "testing": "test_examples.py", "tracing": "test_telemetry.py"}
 
 
 def test_every_example_says_first_what_it_shows_and_is_run_and_listed() -> None:

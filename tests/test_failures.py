@@ -6,7 +6,6 @@ The last part is the plugin, which brings the rules to clients and workers.
 import asyncio
 import base64
 import dataclasses
-import importlib
 import os
 import re
 import sys
@@ -28,11 +27,13 @@ import toolbox
 import vercel_ai_sdk as ai
 from conftest import ROOT, StartAgent, make_worker
 from converter import Encryption, Folder
+from spans import exported_spans
 from standin import Call, StandIn, hang, paced, text, text_parts
 from standin import tools as calls
 from starlette.responses import JSONResponse, Response
 from temporalio.api.failure.v1 import ApplicationFailureInfo
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, ExternalStorage
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -585,17 +586,11 @@ async def test_a_plugin_on_client_and_worker_works_once(client: Client, standin:
 
 
 async def test_the_plugin_of_opentelemetry_may_stand_before_or_after(client: Client, standin: StandIn) -> None:
-    otel = pytest.importorskip("temporalio.contrib.opentelemetry", exc_type=ImportError)  # needs opentelemetry-sdk
-    export = importlib.import_module("opentelemetry.sdk.trace.export")
-    memory = importlib.import_module("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
-    provider = otel.create_tracer_provider()
-    provider.add_span_processor(export.SimpleSpanProcessor(memory))
-    importlib.import_module("opentelemetry.trace").set_tracer_provider(provider)
-    plugins = [DurableAgents(GatewayModel), otel.OpenTelemetryPlugin(add_temporal_spans=True)]
+    plugins = [DurableAgents(GatewayModel), OpenTelemetryPlugin(add_temporal_spans=True)]
     for order in (plugins, plugins[::-1]):
-        memory.clear()
-        other = await Client.connect(address_of(client), plugins=order)
-        await check_rules(other, Worker(other, task_queue=uuid.uuid4().hex, workflows=RULED), replay_with=order)
+        with exported_spans() as memory:
+            other = await Client.connect(address_of(client), plugins=order)
+            await check_rules(other, Worker(other, task_queue=uuid.uuid4().hex, workflows=RULED), replay_with=order)
         spans = Counter(span.name for span in memory.get_finished_spans())
         ran = {name.removeprefix("RunActivity:"): n for name, n in spans.items() if name.startswith("RunActivity:")}
         assert ran == {"llm_stream_activity": 2, "tool_call_activity": 1}

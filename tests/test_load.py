@@ -405,7 +405,7 @@ async def test_2_a_cancelled_run_cancels_its_calls(start: Start, standin: StandI
     await asyncio.to_thread(standin.wait_for, calls=1, lookups=int(call == "tool"))
     await handle.cancel()
     event = closed[0] if call == "tool" else standin.calls[0].closed
-    assert await asyncio.to_thread(event.wait, 10)
+    assert await asyncio.to_thread(event.wait, 5)
     with pytest.raises(WorkflowFailureError):
         await result_of(handle)
     assert len(standin.calls) == 1
