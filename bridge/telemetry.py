@@ -4,9 +4,9 @@
 
 A handler that is enabled outside of workflows serves all runs of the process, several at once, in the threads of their
 workflows. It is told nothing of the idle steps of `_Pump` in durable.py, and nothing while a run is replayed, queried
-or dropped from the cache. A workflow task that is made again, after a crash or an error, tells its events again. A
-handler that fails is logged and the run goes on, since a replay would not fail there. For the same reason a handler
-does not use `temporalio.workflow`.
+or dropped from the cache. When a process dies between an event and the end of its workflow task, the next one tells the
+event again. A handler that fails is logged and the run goes on, since a replay would not fail there. For the same
+reason a handler does not use `temporalio.workflow`.
 
 The SDK's `OtelHandler` needs Temporal's tracer provider: where a run is replayed, it makes the open spans again, with
 the same ids, and each span is exported once, when it ends.
@@ -21,7 +21,9 @@ import copy
 import functools
 import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -76,18 +78,7 @@ class _Handlers:
             return _InWorkflow(self._context.get(self._of_process))
         if activity.in_activity():  # a tool may tell events of its own
             return self._context.get(self._of_process)
-        return _Outside(self._context.get())
-
-
-@dataclass(frozen=True)
-class _Outside:
-    handler: Handler
-
-    def handle(self, event: TelemetryEvent) -> None:
-        is_closed = isinstance(event, RunFinishEvent) and isinstance(event.error, GeneratorExit)
-        # Without an id it is a durable run, which a worker that has shut down left behind, and Python collects here.
-        if not is_closed or telemetry.get_run_id():
-            self.handler.handle(event)
+        return self._context.get()
 
 
 # ── In a workflow ────────────────────────────────────────────────────────────────────────────────────────
@@ -145,13 +136,42 @@ class _InWorkflow:
         by_run_before = told.resumes and isinstance(event, RunStartEvent | StepStartEvent)
         if isinstance(event, StepStartEvent):
             told.resumes = False
+        is_new = _is_new()
         try:
             if _makes_spans(self.handler):
-                _trace(self.handler, told, event)
-            elif not (workflow.unsafe.is_replaying() or by_run_before or _continues(event)):
+                _trace(self.handler, told, event, is_new)
+            elif is_new and not (by_run_before or _continues(event)):
                 self.handler.handle(_of_all_runs(event, told))
         except Exception:
             logging.getLogger(__name__).exception("the handler of telemetry failed")
+
+
+RUNS_KNOWN = 10_000
+"""Of how many workflow runs a process knows what it has told: far more than it serves at once."""
+
+_last_told: OrderedDict[str, int] = OrderedDict()
+"""The number of the last event that this process has told of a workflow run, by run id."""
+
+
+def _is_new() -> bool:
+    """Whether this is the first time that the workflow run comes to the next event.
+
+    `is_replaying()` alone would tell some events twice: where a workflow task is made again after an error, and now and
+    then where runs are not cached and queries come in between.
+    """
+    run_id, number = workflow.info().run_id, next(of_run(_event_numbers))
+    if workflow.unsafe.is_replaying() or number <= _last_told.get(run_id, 0):
+        return False
+    _last_told[run_id] = number
+    with suppress(KeyError):  # of two threads, the other one was first
+        _last_told.move_to_end(run_id)
+        if len(_last_told) > RUNS_KNOWN:
+            _last_told.popitem(last=False)
+    return True
+
+
+def _event_numbers() -> Iterator[int]:
+    return count(1)
 
 
 def _next_run_id() -> str:
@@ -174,7 +194,7 @@ def _note_resumed(told: _Told) -> None:
         told.usage_before = _sum(told.usage_before, step.to_stream_result().usage)
 
 
-def _continues(event: TelemetryEvent) -> bool:
+def _continues(event: TelemetryEvent) -> TypeGuard[RunFinishEvent]:
     """Whether an `ai.run()` ends since its workflow run continues as new."""
     error = event.error if isinstance(event, RunFinishEvent) else None
     return isinstance(error, BaseExceptionGroup) and isinstance(failure_of(error), workflow.ContinueAsNewError)
@@ -196,15 +216,24 @@ def _makes_spans(handler: Handler) -> "TypeGuard[OtelHandler]":
     return any(base.__module__ == "vercel_ai_sdk.otel" for base in type(handler).__mro__)
 
 
-def _trace(handler: "OtelHandler", told: _Told, event: TelemetryEvent) -> None:
-    """Tell the handler also what is replayed, as Temporal's tracer expects it, but not that a run is dropped."""
-    if workflow.unsafe.is_replaying() and (isinstance(event, RunFinishEvent) or not _is_replay_safe(handler)):
+def _trace(handler: "OtelHandler", told: _Told, event: TelemetryEvent, is_new: bool) -> None:
+    """Tell the handler also what was told before: it makes the open spans again, but ends them only once."""
+    if not (is_new or _is_replay_safe(handler)):
         return
-    if isinstance(event, RunFinishEvent) and _continues(event):
-        event = replace(event, error=None)  # each workflow run has a span of its own
     if told.tracing is None or told.tracing[0] is not handler:
         told.tracing = handler, _for_one_run(handler)
-    told.tracing[1].handle(event)
+    own = told.tracing[1]
+    if _continues(event):
+        event = RunFinishEvent(event.usage, None)  # each workflow run has a span of its own
+    match event:
+        case StepFinishEvent() if not is_new:
+            own._step_spans.pop(event.step_index, None)
+        case ToolCallFinishEvent() if not is_new:
+            own._tool_spans.pop(event.tool_call_id, None)
+        case RunFinishEvent() if not is_new:
+            pass
+        case _:
+            own.handle(event)
 
 
 def _is_replay_safe(handler: "OtelHandler") -> bool:

@@ -44,3 +44,6 @@ RECORDER = Recorder()
 
 LINGERS = threading.Event()
 """Set when a `LingeringWorkflow` waits."""
+
+FAULTS: list[str] = []
+"""What a `FaultyWorkflow` stumbles over, once each."""

@@ -7,10 +7,10 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
     from agents import other_agent, transcript_of
-    from recorder import LINGERS, RECORDER
+    from recorder import FAULTS, LINGERS, RECORDER
 
     from durable import TemporalLanguageModel
-    from workflow import agent
+    from workflow import TOOLS, agent
 
 
 @workflow.defn
@@ -48,14 +48,30 @@ async def together(llm: ai.LanguageModel, queries: list[str]) -> None:
 
 @workflow.defn
 class LingeringWorkflow:
-    """Takes the answer out of its agent's run, and then waits while it holds the run."""
+    """Waits while it holds an agent's run whose loop is over: it ends with a tool call."""
 
     @workflow.run
     async def run(self, query: str) -> None:
-        async for message in ai.run(agent, TemporalLanguageModel("test/model"), query):
-            if message.text:
+        async for message in ai.run(one_call, TemporalLanguageModel("test/model"), query):
+            if message.tool_calls[0].status == "result":
                 LINGERS.set()
                 await workflow.wait_condition(lambda: False)
 
 
-WORKFLOWS = [EnablingWorkflow, DisablingWorkflow, TogetherWorkflow, LingeringWorkflow]
+async def one_call(llm: ai.LanguageModel, query: str) -> None:
+    result = await ai.stream_step(llm, ai.make_messages(user=query), TOOLS)
+    await ai.execute_tool(result.tool_calls[0], result.messages[-1])
+
+
+@workflow.defn
+class FaultyWorkflow:
+    """The sample's agent, in a workflow whose bugs fail workflow tasks, which Temporal makes again."""
+
+    @workflow.run
+    async def run(self, query: str) -> None:
+        await transcript_of(ai.run(agent, TemporalLanguageModel("test/model"), query))
+        if FAULTS:
+            raise RuntimeError(FAULTS.pop())
+
+
+WORKFLOWS = [EnablingWorkflow, DisablingWorkflow, TogetherWorkflow, LingeringWorkflow, FaultyWorkflow]
