@@ -31,9 +31,9 @@ from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that 
 from activities import ModelActivities, tool_call_activity
 from bridge.details import doing, shortened
 from bridge.failures import ToolError, reason_of
-from bridge.tools import original_function, replace_tool, signature_of, tool_functions, wrapped_already
+from bridge.tools import original_function, replace_tool, signature_of, specs_of, tool_functions, wrapped_already
 from bridge.transcript import run_transcript
-from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
+from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolReply
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 """How long a dead worker goes unnoticed. Both activities heartbeat every third of it."""
@@ -93,7 +93,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         heartbeats (bridge/heartbeats.py).
 
         Raises:
-            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker.
+            ApplicationError: The limit on calls is reached, `output_type` cannot be imported by a worker, or two tools
+                have one name.
             ActivityError: The call failed for good.
 
         The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
@@ -110,7 +111,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         await _Pump.start()  # from now on `ai.run()` writes no timers
         request = ModelRequest(
             messages=messages,
-            tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
+            tools=specs_of(tools or ()),
             output_type=output_type,
         )
         summary = f"{self.model}, call {self.calls}"
@@ -184,22 +185,35 @@ def temporal_tool[**P, R](
             activity_input = ToolCall.of(tool.name, signature.bind(*args, **kwargs))
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
-        await _Pump.start()
-        if before is not None:
-            await before(activity_input)
-        try:
-            with doing(f"calling {activity_input.summary}"):
-                summary = workflow.ActivityConfig(summary=shortened(activity_input.summary))
-                all_options = summary | TOOL_OPTIONS | options
-                reply = await workflow.execute_activity(tool_call_activity, activity_input, **all_options)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                # As without Temporal: `asyncio.timeout()` in the loop expects no `ActivityError`.
-                raise asyncio.CancelledError from error
-            raise ToolError(f"{tool.name} failed: {reason_of(error)}") from error
-        return cast(R, reply.result)
+        return cast(R, await call_tool(tool_call_activity, activity_input, before, options))
 
     return replace_tool(tool, call, arguments)
+
+
+async def call_tool[C: ToolCall](
+    activity: Callable[[C], Awaitable[ToolReply]],
+    call: C,
+    before: BeforeToolCall | None,
+    options: workflow.ActivityConfig,
+) -> pydantic.JsonValue:
+    """In the workflow: make a tool call by an activity, and return its result.
+
+    Raises:
+        ToolError: The call is refused, or it failed for good.
+    """
+    await _Pump.start()
+    if before is not None:
+        await before(call)
+    try:
+        with doing(f"calling {call.summary}"):
+            summary = workflow.ActivityConfig(summary=shortened(call.summary))
+            reply = await workflow.execute_activity(activity, call, **(summary | TOOL_OPTIONS | options))
+    except ActivityError as error:
+        if is_cancelled_exception(error):
+            # As without Temporal: `asyncio.timeout()` in the loop expects no `ActivityError`.
+            raise asyncio.CancelledError from error
+        raise ToolError(f"{call.tool} failed: {reason_of(error)}") from error
+    return reply.result
 
 
 # ── No timers ────────────────────────────────────────────────────────────────────────────────────────────
