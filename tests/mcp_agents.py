@@ -36,6 +36,13 @@ async def quick_agent(llm: ai.LanguageModel, query: str, server: str) -> ai.Stre
     return await ai.stream_loop(llm, ai.make_messages(user=query), tools)
 
 
+async def hurried_agent(llm: ai.LanguageModel, query: str, server: str) -> ai.StreamResult:
+    """Has a second for each call, once."""
+    second = timedelta(seconds=1)
+    tools = await mcp_tools(server, start_to_close_timeout=second, retry_policy=RetryPolicy(maximum_attempts=1))
+    return await ai.stream_loop(llm, ai.make_messages(user=query), tools)
+
+
 async def mistyped_agent(llm: ai.LanguageModel, query: str, server: str) -> None:
     await mcp_tools(server, per_tool={"ad": {"before": ask_a_person}})
 
@@ -57,7 +64,7 @@ async def prefixed_agent(llm: ai.LanguageModel, query: str, server: str) -> ai.S
 
 AGENTS = {
     agent.__name__.removesuffix("_agent"): agent
-    for agent in (mcp_agent, quick_agent, mistyped_agent, clashing_agent, doubled_agent, prefixed_agent)
+    for agent in (mcp_agent, quick_agent, hurried_agent, mistyped_agent, clashing_agent, doubled_agent, prefixed_agent)
 }
 
 

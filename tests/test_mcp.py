@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, override
 
 import agents
 import anyio
+import httpx
 import mcp_agents
 import pytest
 import vercel_ai_sdk as ai
@@ -25,7 +26,7 @@ from mcp_agents import McpRequest
 from standin import StandIn, held, text
 from standin import tools as calls
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
@@ -551,7 +552,11 @@ async def test_a_stdio_server_that_is_killed_in_a_call_is_started_again(
 
 
 def kill_process_of(line: str) -> None:
-    os.kill(int(line.rsplit(maxsplit=1)[-1]), signal.SIGKILL)
+    """Kill a server, and wait until it is dead."""
+    process = int(line.rsplit(maxsplit=1)[-1])
+    os.kill(process, signal.SIGKILL)
+    with suppress(ChildProcessError):  # its session was faster to find out
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 @both_transports
@@ -649,6 +654,17 @@ async def test_a_call_that_is_cancelled_is_cancelled_on_the_server(
     assert [line for line in reports.lines if line.startswith("session")] == ["session opened"] * (name == "http")
 
 
+@both_transports
+async def test_a_call_that_takes_too_long_is_cancelled_on_the_server(
+    start: Start, standin: StandIn, reports: Reports, name: str
+) -> None:
+    play(standin, [("hold", {"name": "it"})])
+    await result_of(await start(McpRequest(server=name, agent="hurried")))
+    [line] = told(standin)
+    assert line.startswith("ToolError: hold failed: it was not finished in time (start_to_close)")
+    await reports.wait_for("cancelled it")
+
+
 # ── Mistakes on the worker ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -656,15 +672,39 @@ async def page(request: Request) -> Response:
     return PlainTextResponse("Welcome!")
 
 
+async def no_answer(request: Request) -> Response:
+    return JSONResponse({"welcome": True})
+
+
 async def elsewhere(request: Request) -> Response:
     return RedirectResponse("https://example.invalid/mcp")
+
+
+class Auth(httpx.Auth):
+    """Authorizes requests with the next token."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = list(tokens)
+
+    @override
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if not self.tokens:
+            raise ValueError("there is no token")
+        request.headers["Authorization"] = self.tokens[0]
+        response = yield request
+        if response.status_code == 401:
+            del self.tokens[0]
+            request.headers["Authorization"] = self.tokens[0]
+            yield request
 
 
 MISTAKES = {
     "nowhere": "the MCP server 'it' is not at its URL (HTTP 404): check the URL on the worker",
     "page": "the MCP server 'it' is no MCP server: it answers with text/plain",
+    "no-answer": "the MCP server 'it' answers with JSON that is no answer of MCP",
     "elsewhere": "the MCP server 'it' redirects to another address: name that on the worker",
     "token": "the MCP server 'it' refuses the credentials of its worker (HTTP 401): check the headers there",
+    "auth": "the MCP server 'it' cannot be asked: there is no token",
     "command": "the MCP server 'it' cannot be started (ENOENT): check its command and its folder on the worker",
     "end": "the MCP server 'it' ended before it was ready: see the standard error of the worker for what it wrote",
     "name": "this worker has no MCP server 'it'; it has: another",
@@ -676,12 +716,15 @@ async def test_a_mistake_on_the_worker_ends_the_run_with_one_line(
     serve: Serve, http: HttpProcess, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     monkeypatch.setattr(options.mcp, "DOUBTFUL_ATTEMPTS", 2)
-    routes = [Route("/page", page, methods=["POST"]), Route("/elsewhere", elsewhere, methods=["POST"])]
+    answers = {"/page": page, "/no-answer": no_answer, "/elsewhere": elsewhere}
+    routes = [Route(path, answer, methods=["POST"]) for path, answer in answers.items()]
     with demo.serve(routes) as url:
         server: HttpServer | StdioServer = HttpServer(f"{url}/{mistake}")
         if mistake == "token":
             http.restart(TOKEN="Bearer right")
             server = HttpServer(http.url, headers={"Authorization": "Bearer wrong"})
+        elif mistake == "auth":
+            server = HttpServer(http.url, auth=Auth())
         elif mistake == "command":
             server = StdioServer("no-such-command")
         elif mistake == "end":
@@ -690,6 +733,20 @@ async def test_a_mistake_on_the_worker_ends_the_run_with_one_line(
         handle = await (await serve(servers))(McpRequest(server="it"))
         assert await failure_of(handle) == f"the list of tools of it failed: {MISTAKES[mistake]}"
     assert await attempts(handle, "mcp_list_activity") == [2 if mistake in ("end", "name") else 1]
+
+
+async def test_a_token_may_run_out(http: HttpProcess) -> None:
+    servers = McpServers({"http": HttpServer(http.url, auth=Auth("Bearer old", "Bearer new"))})
+    http.restart(TOKEN="Bearer new")
+    async with servers.connected():
+        assert await servers.call_tool("http", *GREET) == {"result": "hello Ada"}
+
+
+@pytest.mark.filterwarnings("ignore:The same plugin type")
+async def test_the_plugin_may_be_on_the_client_and_on_the_worker(client: Client, servers: McpServers) -> None:
+    other = Client(client.service_client, plugins=[DurableAgents(), servers])
+    async with Worker(other, task_queue=uuid.uuid4().hex, workflows=mcp_agents.WORKFLOWS, plugins=[servers]):
+        pass
 
 
 def test_a_url_that_is_none_is_refused_at_once() -> None:
