@@ -99,7 +99,7 @@ class LongMcpWorkflow:
 
 @workflow.defn
 class SeveralLoopsWorkflow:
-    """Loops one after the other and at once, and one with tools that the workflow asked for."""
+    """Loops at once and one after the other, and one with tools that the workflow asked for."""
 
     @workflow.run
     async def run(self, servers: list[str]) -> list[str]:
@@ -108,8 +108,8 @@ class SeveralLoopsWorkflow:
         async def answer(server: str) -> str:
             return (await transcript_of(ai.run(mcp_agent, llm, "go", server)))[-1].text
 
-        answers = [await answer(server) for server in servers]
-        answers += await asyncio.gather(*(answer(server) for server in servers))
+        answers = await asyncio.gather(*(answer(server) for server in [*servers, *servers]))
+        answers += [await answer(server) for server in servers]
         tools = await mcp_tools(servers[0])
         run = ai.run(ai.stream_loop, llm, ai.make_messages(user="go"), tools)
         return [*answers, (await transcript_of(run))[-1].text]

@@ -316,9 +316,9 @@ async def tool_names(servers: McpServers) -> list[str]:
 
 
 async def test_a_run_asks_each_server_once_and_writes_no_timers(start: Start, standin: StandIn) -> None:
-    standin.play(*[text("done")] * 5)
+    standin.play(*[text("done")] * 7)
     handle = await start(TRANSPORTS, mcp_agents.SeveralLoopsWorkflow)
-    assert await result_of(handle) == ["done"] * 5
+    assert await result_of(handle) == ["done"] * 7
     assert await attempts(handle, "mcp_list_activity") == [1, 1]
     events = [event.event_type async for event in handle.fetch_history_events()]
     assert EventType.EVENT_TYPE_TIMER_STARTED not in events
