@@ -138,7 +138,7 @@ def add_to_run(tools: Iterable[ai.Tool[..., Any]], source: str) -> None:
 def _tables() -> Iterable[_Table]:
     if (runtime := _runtime.get(None)) is not None:
         # In the object itself, so that they go with it, and no other run of the process can see them.
-        yield vars(runtime).setdefault("__durable_agents__", _Table())
+        yield vars(runtime).setdefault("__tools_of_run__", _Table())
     if workflow.in_workflow():
         yield of_run(_Table)
 

@@ -56,7 +56,6 @@ LIST_OPTIONS = workflow.ActivityConfig(
     retry_policy=MODEL_OPTIONS["retry_policy"],
 )
 
-
 DOUBTFUL_ATTEMPTS = 5
 """From this attempt on, what may be a mistake is taken for one: a name that no worker knows, a command that ends at
 once. A quarter of a minute: long enough to meet another worker, and shorter than an outage."""
@@ -110,7 +109,8 @@ async def mcp_tools(
     Raises:
         ApplicationError: The server did not list its tools, or has none of the name of an option, or two servers have
             tools of one name.
-        RuntimeError: There is no `ai.run()`; or, outside a workflow, no server of this name.
+        McpServerError: Outside a workflow, the server cannot be used.
+        RuntimeError: There is no `ai.run()`, or, outside a workflow, no `McpServers.connected()`.
     """
     if workflow.in_workflow():
         await _Pump.start()  # from now on `ai.run()` writes no timers
@@ -267,7 +267,7 @@ async def _attempt[T](call: Awaitable[T]) -> T:
         return await call
     except McpServerError as error:
         if error.is_doubtful and activity.info().attempt >= DOUBTFUL_ATTEMPTS:
-            error.is_retryable = False
+            raise McpServerError(str(error), is_retryable=False) from None
         raise
 
 
@@ -286,7 +286,8 @@ def _readable(result: types.CallToolResult) -> pydantic.JsonValue:
     texts = [part.text for part in result.content if isinstance(part, types.TextContent)]
     others = [part for part in result.content if not isinstance(part, types.TextContent)]
     if result.isError:
-        return " ".join(texts) or json.dumps(result.structuredContent or _json(others))
+        more = result.structuredContent or _json(others)
+        return " ".join(texts) or (json.dumps(more) if more else "the server gives no reason")
     if (structured := result.structuredContent) is not None:
         return {"structuredContent": structured, "content": _json(others)} if others else structured
     return _value(texts[0]) if len(texts) == 1 and not others else _json(result.content)

@@ -132,8 +132,7 @@ class Connection:
         server.check(name)
         self._what = f"the MCP server {name!r}"
         self._server = server
-        self._opening = asyncio.Lock()
-        self._session: _Session | None = None
+        self._session: asyncio.Task[_Session] | None = None
         self._given_up: set[_Session] = set()
 
     async def list_tools(self) -> list[types.Tool]:
@@ -169,37 +168,44 @@ class Connection:
         return await self._request(call, types.CallToolResult)
 
     async def close(self) -> None:
-        async with self._opening:
-            self._give_up(self._session)
-            await asyncio.gather(*(session.close() for session in self._given_up))
-            self._given_up.clear()
+        if self._session is not None and not self._session.done():
+            self._session.cancel()
+            await asyncio.wait([self._session])
+        self._give_up(self._session)
+        await asyncio.gather(*(session.close() for session in self._given_up))
+        self._given_up.clear()
 
     async def _request[R: pydantic.BaseModel](
         self, request: types.ListToolsRequest | types.CallToolRequest, result: type[R]
     ) -> R:
         for _ in range(2):
-            session = await self._open()
+            opening = self._session
+            if opening is None or _is_over(opening):
+                self._give_up(opening)
+                self._session = opening = asyncio.create_task(_Session.opened(self._what, self._server))
+            # Others may wait for it, too: one that is cancelled must not end it.
+            session = await asyncio.shield(opening)
             try:
                 return await session.request(types.ClientRequest(request), result)
             except _NotTaken:  # the server has forgotten the session, or is another process by now
-                self._give_up(session)
+                self._give_up(opening)
         raise McpServerError(f"{self._what} forgets a session as soon as it is open", is_retryable=True)
 
-    async def _open(self) -> "_Session":
-        async with self._opening:
-            if self._session is not None and self._session.is_over:
-                self._give_up(self._session)
-            if self._session is None:
-                self._session = await _Session.opened(self._what, self._server)
-            return self._session
-
-    def _give_up(self, session: "_Session | None") -> None:
-        if session is None:
+    def _give_up(self, opening: "asyncio.Task[_Session] | None") -> None:
+        if opening is None:
             return
-        if session is self._session:
+        if opening is self._session:
             self._session = None
-        self._given_up = {other for other in (*self._given_up, session) if not other.is_closed}
-        session.give_up()
+        self._given_up = {session for session in self._given_up if not session.is_closed}
+        if not opening.cancelled() and opening.exception() is None:
+            self._given_up.add(opening.result())
+            opening.result().give_up()
+
+
+def _is_over(opening: "asyncio.Task[_Session]") -> bool:
+    if not opening.done():
+        return False
+    return opening.cancelled() or opening.exception() is not None or opening.result().is_over
 
 
 class _NotTaken(Exception):
@@ -343,7 +349,13 @@ class _Session:
         match error:
             case McpError(error=types.ErrorData(code=code)) if code == UNKNOWN_SESSION:
                 problem, is_retryable = "is not at its URL (HTTP 404): check the URL on the worker", False
-            case McpError(error=types.ErrorData(code=types.CONNECTION_CLOSED)):
+            case (
+                anyio.ClosedResourceError()
+                | anyio.BrokenResourceError()
+                | McpError(error=types.ErrorData(code=types.CONNECTION_CLOSED))
+            ):
+                if self._client.done():
+                    return self._lost
                 problem = "ended before it was ready: see the standard error of the worker for what it wrote"
                 return McpServerError(f"{self._what} {problem}", True, is_doubtful=True)
             case McpError(error=reported):
@@ -356,6 +368,4 @@ class _Session:
                 name = errno.errorcode[number]
                 problem = f"cannot be started ({name}): check its command and its folder on the worker"
                 is_retryable = False
-            case anyio.ClosedResourceError() | anyio.BrokenResourceError():
-                return self._lost
         return McpServerError(f"{self._what} {problem}", is_retryable)
