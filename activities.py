@@ -60,19 +60,18 @@ class ModelActivities:
                 `UNUSABLE_ANSWER_ATTEMPTS` on, for an unusable one: empty, malformed, no `output_type`, or too long for
                 the activity's time.
         """
-        with classified_failures():
-            async with heartbeats() as live:
-                request = await fetch_request(call.number)
-                model = self.make_model(call.model)
-                message = await _drain(model, request, call.idle_timeout, live)
-                reply = ModelReply(
-                    message=well_formed(message, request),  # a call of a made-up tool tells the model so
-                    finish_reason=getattr(model, "finish_reason", None),
-                )
-                if not (message.tool_calls or message.files or text_of(message).strip()):
-                    raise _unusable_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
-                _check_size("the model's answer", reply)
-                return reply
+        with classified_failures(), heartbeats() as live:
+            request = await fetch_request(call.number)
+            model = self.make_model(call.model)
+            message = await _drain(model, request, call.idle_timeout, live)
+            reply = ModelReply(
+                message=well_formed(message, request),  # a call of a made-up tool tells the model so
+                finish_reason=getattr(model, "finish_reason", None),
+            )
+            if not (message.tool_calls or message.files or text_of(message).strip()):
+                raise _unusable_answer(f"the model answered with nothing (finish reason: {reply.finish_reason})")
+            _check_size("the model's answer", reply)
+            return reply
 
 
 async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: timedelta, live: Live) -> ai.Message:
@@ -102,7 +101,8 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
         if request.output_type is None:
             raise
         problem = f"the model's answer is not a {request.output_type.__name__}: {one_line(error)}"
-        raise _unusable_answer(problem) from None
+        text = text_of(message) if message else ""
+        raise _unusable_answer(problem, *[text] * (len(text) < OUTPUT_LIMIT)) from None
     except (MalformedStream, KeyError) as error:  # KeyError: how the SDK's models fail at a stream that makes no sense
         raise _unusable_answer(f"the model's stream is malformed: {one_line(error)}") from None
     if message is None:
@@ -110,9 +110,14 @@ async def _drain(model: ai.LanguageModel, request: ModelRequest, idle_timeout: t
     return message
 
 
-def _unusable_answer(problem: str) -> ApplicationError:
+def _unusable_answer(problem: str, *output: str) -> ApplicationError:
+    """With the text of a structured output that is none, the workflow can raise the error that the SDK has for it."""
     last = activity.info().attempt >= UNUSABLE_ANSWER_ATTEMPTS
-    return ApplicationError(problem, type="UnusableAnswer", non_retryable=last)
+    return ApplicationError(problem, *output, type="UnusableAnswer", non_retryable=last)
+
+
+OUTPUT_LIMIT = PAYLOAD_LIMIT // 4
+"""Characters of text in a failure, which has a limit of its own."""
 
 
 # ── The tools ────────────────────────────────────────────────────────────────────────────────────────────
@@ -135,23 +140,24 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
 async def tool_reply(call: ToolCall, function: Callable[..., Awaitable[object]]) -> ToolReply:
     """In an activity: call a function as a tool, with heartbeats. Its failures are classified, its result checked."""
     with classified_failures():
-        async with heartbeats():
+        with heartbeats():
             result = await function(**call.arguments)
         try:
             reply = ToolReply(result=to_jsonable_python(result, bytes_mode="base64"))
             json.dumps(reply.result, allow_nan=False)
         except ValueError as error:  # final, as the same result would come again
             raise ValueError(f"the result of {call.tool} is not JSON: {one_line(error)}") from None
-        _check_size(f"the result of {call.tool}", reply)
+        _check_size(f"the result of {call.tool}", reply, call.result_limit)
         return reply
 
 
-def _check_size(what: str, value: pydantic.BaseModel) -> None:
+def _check_size(what: str, value: pydantic.BaseModel, share: int | None = None) -> None:
     """Refuse a result that the server would refuse, with a clear error. External storage takes any size."""
     size = len(value.model_dump_json().encode())
-    if size > PAYLOAD_LIMIT and activity.client().data_converter.external_storage is None:
+    if size > (share or PAYLOAD_LIMIT) and activity.client().data_converter.external_storage is None:
+        limit = "its share of a history, with so many calls at once" if share else "Temporal's limit for one payload"
         raise ApplicationError(
-            f"{what} has {size:,} bytes, over Temporal's limit of {PAYLOAD_LIMIT:,} for one payload",
+            f"{what} has {size:,} bytes, over the {share or PAYLOAD_LIMIT:,} that are {limit}",
             type="PayloadTooLarge",
             non_retryable=True,
         )

@@ -29,14 +29,24 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from vercel_ai_sdk.core.runtime import _runtime  # private: the `ai.run()` that a call belongs to
 
 from activities import ModelActivities, tool_call_activity
-from bridge.details import doing, shortened
-from bridge.failures import ToolError, reason_of
-from bridge.tools import original_function, replace_tool, signature_of, specs_of, tool_functions, wrapped_already
+from bridge.details import shortened
+from bridge.failures import ToolError, errors_of_output, reason_of
+from bridge.limits import expect_results, in_flight, result_limit
+from bridge.tools import (
+    check_wrappers,
+    original_function,
+    replace_tool,
+    signature_of,
+    specs_of,
+    tool_functions,
+    wrapped_already,
+)
 from bridge.transcript import run_transcript
 from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolReply
 
-HEARTBEAT_TIMEOUT = timedelta(seconds=5)
-"""How long a dead worker goes unnoticed. Both activities heartbeat every third of it."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=8)
+"""How long a dead worker goes unnoticed. Both activities heartbeat every quarter of it (bridge/heartbeats.py): a worker
+that is stopped for four seconds, or has too much to do, is not taken for dead."""
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -90,16 +100,18 @@ class TemporalLanguageModel(ai.LanguageModel):
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[ai.Message]:
         """Run one model call as an activity and yield the finished message, once. Its text so far is in the activity's
-        heartbeats (bridge/heartbeats.py).
+        heartbeats while somebody watches (bridge/watching.py).
 
         Raises:
-            ApplicationError: The limit on calls is reached, `output_type` cannot be imported by a worker, or two tools
-                have one name.
+            ApplicationError: The limit on calls is reached, or `output_type` cannot be imported by a worker, or another
+                tool has taken the name of a wrapped one, or two tools have one name.
+            JSONDecodeError, ValidationError: The answer is no `output_type`, several times over.
             ActivityError: The call failed for good.
 
-        The loop cannot catch these: `ai.run()` cancels the loop, and raises them inside an `ExceptionGroup`. The plugin
-        takes one failure out, Temporal's own kinds first, and fails the workflow run with it. It does so for an error
-        of the loop itself, too. Errors outside of `ai.run()` are left to Temporal.
+        A loop that takes its steps with `ai.stream_step` cannot catch these: `ai.run()` cancels the loop, and raises
+        them inside an `ExceptionGroup`. The plugin takes one failure out, Temporal's own kinds first, and fails the
+        workflow run with it. It does so for an error of the loop itself, too. Errors outside of `ai.run()` are left to
+        Temporal.
         """
         if self.calls >= self.max_calls:
             limit = f"the agent made {self.max_calls} model calls without coming to an answer"
@@ -107,6 +119,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         if output_type is not None and "." in output_type.__qualname__:
             problem = f"{output_type.__qualname__} is not defined at the top of a module: no worker can import it"
             raise ApplicationError(problem, type="OutputType", non_retryable=True)
+        check_wrappers()
         self.calls += 1
         await _Pump.start()  # from now on `ai.run()` writes no timers
         request = ModelRequest(
@@ -119,13 +132,15 @@ class TemporalLanguageModel(ai.LanguageModel):
         # The history keeps the input of an activity for good. So the request is not in it, only a number. While the
         # call is open, this workflow run keeps the request as JSON. The activity reads it in memory if its worker has
         # the run cached, or else by a Temporal query, in pages. Neither is recorded (bridge/transcript.py).
-        with run_transcript().opened(request) as number, doing(f"asking {summary}"):
-            reply = await workflow.execute_activity_method(
-                ModelActivities.llm_stream_activity,
-                ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
-                **options,
-            )
-            run_transcript().replied(request, reply.message)  # for the transcript that people can query
+        with run_transcript().opened(request) as number, errors_of_output(output_type):
+            async with in_flight(f"asking {summary}"):
+                reply = await workflow.execute_activity_method(
+                    ModelActivities.llm_stream_activity,
+                    ModelCall(model=self.model, number=number, idle_timeout=self._idle_timeout),
+                    **options,
+                )
+                run_transcript().replied(request, reply.message)  # for the transcript that people can query
+        expect_results(len(reply.message.tool_calls))
         self.finish_reason = reply.finish_reason
         yield reply.message
 
@@ -157,8 +172,9 @@ def temporal_tool[**P, R](
     Every worker has to import the module of this call, also one that only runs activities.
 
     Args:
-        tool: What `@ai.tool` made of an async function. The function must not block the event loop for seconds: the
-            heartbeats would stop, and the call would be made again elsewhere. Pydantic has to make JSON of its result.
+        tool: What `@ai.tool` made of an async function. The function must not block the event loop: all
+            other calls of the worker would wait, and after a minute they would be made again elsewhere. Pydantic has to
+            make JSON of its result.
         before: Awaited before each call, such as `ask_a_person` of options/approvals.py. It has to come from a module
             that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means
@@ -204,8 +220,9 @@ async def call_tool[C: ToolCall](
     await _Pump.start()
     if before is not None:
         await before(call)
+    call.result_limit = result_limit()
     try:
-        with doing(f"calling {call.summary}"):
+        async with in_flight(f"calling {call.summary}"):
             summary = workflow.ActivityConfig(summary=shortened(call.summary))
             reply = await workflow.execute_activity(activity, call, **(summary | TOOL_OPTIONS | options))
     except ActivityError as error:

@@ -33,7 +33,7 @@ from app.runs import Handle, answer_question, check_size, join, task_queue_of
 from app.server import temporal_server
 from app.terminal import show_run
 from options.gateway import GatewayModel
-from plugin import DurableAgents
+from plugin import MAX_ACTIVITIES, DurableAgents
 from workflow import AgentRequest, AgentWorkflow
 
 DEFAULT_QUERY = "How is the weather in New York and in Los Angeles, and how many people live in each?"
@@ -59,7 +59,9 @@ async def run(options: Options) -> int:
     """Do what the command line says, with a Temporal server, and return the exit status."""
     # With `--yes` or `--no` the process delivers an approval, which a worker has to accept. The process exits right
     # after, so its worker must not begin any call: `None` leaves the activities out.
-    plugin = DurableAgents(GatewayModel if options.makes_calls else None)
+    plugin = DurableAgents(
+        GatewayModel if options.makes_calls else None, max_activities=options.max_activities or MAX_ACTIVITIES
+    )
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
         worker = nullcontext() if options.no_worker else make_worker(server.client, queue, ending.worker_failed)

@@ -30,6 +30,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities import ModelActivities, tool_call_activity
 from bridge.failures import failure_of
+from bridge.slots import tuner
 
 HEARTBEAT_THROTTLE = timedelta(milliseconds=100)
 """How often a worker sends heartbeats on. By default it does so after 80 % of the heartbeat timeout, here four seconds.
@@ -38,6 +39,10 @@ Temporal Cloud, give the `Worker` another `max_heartbeat_throttle_interval`: the
 
 STICKY_TIMEOUT = timedelta(seconds=5)
 """How long a run waits for the worker that has it in its cache, and may be dead, before any other may take it."""
+
+
+MAX_ACTIVITIES = 2000
+"""Most activities of a worker at once: more than one process can serve."""
 
 
 class DurableAgents(SimplePlugin):
@@ -51,9 +56,14 @@ class DurableAgents(SimplePlugin):
             half a message is taken for an answer: the SDK's own models do not, `GatewayModel` of options/gateway.py
             does. For an answer that it cannot read it raises a `MalformedStream` of bridge/failures.py. None for a
             process that only starts runs, or that only drives workflows.
+        max_activities: How many activities a worker does at once, if its event loop is not late (bridge/slots.py). A
+            call that waits takes a connection and about a quarter of a megabyte, with its workflow run.
     """
 
-    def __init__(self, make_model: Callable[[str], ai.LanguageModel] | None = None) -> None:
+    def __init__(
+        self, make_model: Callable[[str], ai.LanguageModel] | None = None, *, max_activities: int = MAX_ACTIVITIES
+    ) -> None:
+        self._max_activities = max_activities
         self._interceptor = _GroupsFailTheRun()
         super().__init__(
             "durable-agents",
@@ -73,6 +83,15 @@ class DurableAgents(SimplePlugin):
             config["max_heartbeat_throttle_interval"] = HEARTBEAT_THROTTLE
         if config.get("sticky_queue_schedule_to_start_timeout") == timedelta(seconds=10):  # Temporal's default
             config["sticky_queue_schedule_to_start_timeout"] = STICKY_TIMEOUT
+        if config.get("max_cached_workflows") == 1000:  # Temporal's default
+            config["max_cached_workflows"] = max(1000, self._max_activities)
+        if config.get("tuner") is None and config.get("max_concurrent_activities") is None:
+            config["tuner"] = tuner(
+                self._max_activities,
+                config.pop("max_concurrent_workflow_tasks", None),
+                config.pop("max_concurrent_local_activities", None),
+                config.pop("max_concurrent_nexus_tasks", None),
+            )
         return config
 
 

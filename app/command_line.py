@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import sys
 import unicodedata
@@ -25,14 +26,17 @@ class Options(argparse.Namespace):
     approve: bool
     yes: str | None
     no: str | None
+    resolve: list[str] | None
+    """Label of a hook, and a JSON object."""
     reason: str | None
+    max_activities: int | None
     debug: bool
     task_queue: str
 
     @property
     def answers(self) -> bool:
         """Whether this process only answers a question of a run."""
-        return bool(self.yes or self.no)
+        return bool(self.yes or self.no or self.resolve)
 
     @property
     def makes_calls(self) -> bool:
@@ -54,16 +58,23 @@ def parse(arguments: list[str]) -> Options:
     mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
     mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
     answer = parser.add_mutually_exclusive_group()
-    answer.add_argument("--yes", metavar="CALL", help="approve a tool call of the run --id")
-    answer.add_argument("--no", metavar="CALL", help="refuse a tool call of the run --id")
+    answer.add_argument("--yes", metavar="CALL", help="approve a tool call or a hook of the run --id")
+    answer.add_argument("--no", metavar="CALL", help="refuse a tool call or a hook of the run --id")
+    answer.add_argument("--resolve", nargs=2, metavar=("LABEL", "JSON"), help="resolve any hook of the run --id")
     parser.add_argument("--reason", help="why not, for the model to read; with --no")
+    parser.add_argument(
+        "--max-activities",
+        type=_number,
+        metavar="N",
+        help="model and tool calls of this process at once (default: 2000)",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and logs (or DURABLE_DEBUG=1)")
     options = parser.parse_args(arguments, namespace=Options())
 
     if options.worker and (options.query or options.id or options.model):
         parser.error("--worker only serves: it takes no query, --id or --model")
     if options.answers and (options.id is None or options.query is not None):
-        parser.error("--yes and --no answer a question of a run: they take its --id and no query")
+        parser.error("--yes, --no and --resolve answer a question of a run: they take its --id and no query")
     if options.reason is not None and options.no is None:
         parser.error("--reason says why not: it belongs to --no")
     if options.approve and (options.worker or (options.id is not None and options.query is None)):
@@ -73,6 +84,10 @@ def parse(arguments: list[str]) -> Options:
     for name in ("query", "id", "model", "yes", "no", "reason"):
         if (value := getattr(options, name)) is not None:
             setattr(options, name, _text(parser, "the query" if name == "query" else f"--{name}", value))
+    if options.resolve is not None:
+        options.resolve = [_text(parser, "--resolve", value) for value in options.resolve]
+        if not _is_json_object(options.resolve[1]):
+            parser.error("--resolve takes the label of a hook and a JSON object")
     if options.id is not None and (size := len(options.id.encode())) > 1000:
         parser.error(f"--id has {size:,} bytes, over the limit of 1,000")  # the server's
 
@@ -82,6 +97,12 @@ def parse(arguments: list[str]) -> Options:
     default = "offline/demo" if options.offline else DEFAULT_MODEL
     options.model = options.model or os.environ.get("AI_MODEL", "").strip() or default
     return options
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _standard_input() -> str:
@@ -99,6 +120,13 @@ def _text(parser: argparse.ArgumentParser, name: str, value: str) -> str:
     if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in value):
         parser.error(f"{name} contains control characters")
     return value
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 # ── Start-up time ────────────────────────────────────────────────────────────────────────────────────────

@@ -19,9 +19,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from app.command_line import OFFLINE_TASK_QUEUE, Options
 from app.output import COMMAND, UserError, one_line, say
+from app.questions import Answer, NoAnswer, Question, questions_in
 from app.server import patiently
 from options.approvals import APPROVAL, Approval
 from options.continuing import CARRIED_LIMIT
+from options.hooks import INVALID_RESOLUTION, memo_key
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
@@ -36,6 +38,10 @@ ADVICE = {
     "ModelCallLimit": "The history shows what it kept asking for.",
     "PayloadTooLarge": "Ask for less at once.",
 }
+
+
+class UnfitAnswer(UserError):
+    """The answer is not one that the question takes. It can be answered again."""
 
 
 def check_size(request: AgentRequest) -> None:
@@ -100,34 +106,62 @@ async def task_queue_of(client: Client, options: Options) -> str:
     return (await find(client, options.id or ""))[1].task_queue or "" if options.answers else options.task_queue
 
 
+async def questions_of(description: WorkflowExecutionDescription) -> dict[str, Question]:
+    """The open questions of a run, by their keys in its memo. UserError: the memo cannot be read."""
+    if description.status != WorkflowExecutionStatus.RUNNING:
+        return {}
+    try:
+        return questions_in(await description.memo())
+    except Exception as error:  # any error of a data converter
+        raise unreadable(error) from error
+
+
 async def answer_question(client: Client, options: Options) -> None:
-    """Approve or refuse a tool call that waits for it. UserError: there is no such run, or no such call waits in it."""
-    handle, _ = await find(client, options.id or "")
-    approved, call = options.yes is not None, options.yes or options.no or ""
-    question = await send(handle, Approval(call=call, approved=approved, reason=options.reason or ""))
-    say(f"{'Approved' if approved else 'Refused'}: {question}")
-    say(f"Follow the run with: {COMMAND} --id {shlex.quote(handle.id)}")
+    """Answer a question of a run. UserError: there is no such run or question, or the answer does not fit."""
+    handle, description = await find(client, options.id or "")
+    command = f"{COMMAND} --id {shlex.quote(handle.id)}"
+    approved, reason = options.yes is not None, options.reason or ""
+    label, line = options.resolve or (options.yes or options.no or "", "y" if approved else f"n {reason}")
+    if options.resolve or memo_key(label) in description.raw_description.workflow_execution_info.memo.fields:
+        question = (await questions_of(description)).get(memo_key(label))
+        if question is None:
+            raise UserError(f"no hook {label!r} waits in run {handle.id!r}")
+        try:
+            await send(handle, question.answer(line))
+        except NoAnswer as error:
+            hint = f"{command} {question.options[-1]}"
+            raise UserError(f"hook {label!r} takes another answer ({error}): {hint}") from error
+        say(f"Resolved: hook {label}")
+    else:
+        summary = await send(handle, Answer(APPROVAL, Approval(call=label, approved=approved, reason=reason)))
+        say(f"{'Approved' if approved else 'Refused'}: {summary}")
+    say(f"Follow the run with: {command}")
 
 
-async def send(handle: Handle, answer: Approval) -> str:
-    """Answer a question of a run, and return it. UserError: it is not open, or the server is gone for good."""
+async def send(handle: Handle, answer: Answer) -> object:
+    """Deliver an answer to a run, and return what the update returns.
+
+    Raises:
+        UnfitAnswer: The hook does not take it. It is still open.
+        UserError: The question is not open, or the server is gone for good.
+    """
     update_id = uuid.uuid4().hex  # one for all attempts, or the second would be told that the first has answered
 
-    async def update() -> str:
+    async def update() -> object:
         try:
-            question: str = await handle.execute_update(APPROVAL, answer, id=update_id, result_type=str)
-            return question
+            return await handle.execute_update(answer.update, answer.argument, id=update_id)
         except UpdateLost as error:  # hides its cause: a Ctrl-C, or a lost server
             raise error.__cause__ or error from None
 
     try:
         return await patiently(update)
     except UpdateFailed as error:
-        raise UserError(one_line(error.cause)) from error
+        unfit = isinstance(error.cause, exceptions.ApplicationError) and error.cause.type == INVALID_RESOLUTION
+        raise (UnfitAnswer if unfit else UserError)(one_line(error.cause)) from error
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        raise UserError(f"run {handle.id!r} is over: nothing waits for an approval in it") from error
+        raise UserError(f"run {handle.id!r} is over: nothing waits for an answer in it") from error
     except KeyError as error:  # the converter's, for an encoding that it does not know
         raise UserError(f"answered, but the run cannot be read here ({one_line(error)}): is it encrypted?") from error
 

@@ -21,16 +21,17 @@ from rich.text import Text
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from vercel_ai_sdk import Usage
 
 from app.command_line import Options
 from app.output import COMMAND, UserError, in_color, markdown, one_line, print_answer, printable, say, say_error, title
-from app.runs import Handle, has_worker, result_of, send, unreadable, why_failed
+from app.questions import Answer, NoAnswer, Question
+from app.runs import Handle, UnfitAnswer, has_worker, questions_of, result_of, send, unreadable, why_failed
 from app.server import Server, patiently
+from bridge.watching import WATCH_AGAIN_SECONDS, watch
 from bridge.wire import LiveText, ModelReply, ToolReply
-from options.approvals import Approval, open_questions
 from workflow import AgentRequest
 
 CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
@@ -153,14 +154,16 @@ class Progress:
     async def follow(self) -> str:
         """Show every step until the run is over, and return a summary. UserError: the run cannot be read."""
         with self._screen.live:
-            pending = asyncio.create_task(self._follow_pending())
+            live = [asyncio.create_task(part) for part in (self._follow_pending(), self._keep_watched())]
             try:
                 await self._follow_history()
             finally:
-                pending.cancel()
-                [outcome] = await asyncio.gather(pending, return_exceptions=True)
-            if isinstance(outcome, Exception):  # in the live part; the steps are all there
-                say_error(outcome, self._debug)
+                for task in live:
+                    task.cancel()
+                outcomes = await asyncio.gather(*live, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):  # in the live part; the steps are all there
+                    say_error(outcome, self._debug)
         seconds = (self._ended - self._began).total_seconds()
         calls = ", ".join(f"{number:,} {kind} call{'s' * (number != 1)}" for kind, number in self._calls.items())
         return f"{calls}, {_tokens(self._usage)}, {seconds:.1f} s"
@@ -203,10 +206,10 @@ class Progress:
                 self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
             case "workflow_properties_modified_event_attributes":
                 changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-                for call in open_questions(changed):
+                for key in changed:
                     # The history tells of every question that came or went; the description knows which are open.
-                    if question := (await self._open_questions()).get(call):
-                        await self._ask(call, question)
+                    if question := (await self._open_questions()).get(key):
+                        await self._ask(key, question)
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
         """The result of a call, in short."""
@@ -239,12 +242,24 @@ class Progress:
         # Attempts, and the text of an answer that is not whole yet, are not in the history, only in the description.
         for tick in count():
             await asyncio.sleep(0.08)
-            is_live = not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+            is_live = self._has_text_to_show()
             if self._screen.steps and (is_live or tick % 5 == 0):  # there is less to tell of the rest
                 with suppress(RPCError):  # the server is lost, which `_follow_history` says
                     await self._show_pending()
             if self._screen.live.is_started:
                 self._screen.live.refresh()
+
+    def _has_text_to_show(self) -> bool:
+        return not self._screen.console.quiet and any(step.of_model for step in self._screen.steps.values())
+
+    async def _keep_watched(self) -> None:
+        while True:
+            seconds = 0.08
+            if self._has_text_to_show():
+                with suppress(RPCError, WorkflowQueryFailedError):  # no worker: then there is no text either
+                    await watch(self._handle)
+                    seconds = WATCH_AGAIN_SECONDS
+            await asyncio.sleep(seconds)
 
     async def _show_pending(self) -> None:
         description = await self._handle.describe()
@@ -265,37 +280,40 @@ class Progress:
                 failure = await self._decode_failure(pending.last_failure)
                 self._screen.say("!", f"{step.summary}: attempt {step.attempt - 1} failed: {failure}; next one {when}")
 
-    async def _open_questions(self) -> dict[str, str]:
-        description = await patiently(self._handle.describe)
-        is_running = description.status == WorkflowExecutionStatus.RUNNING
-        return open_questions(await description.memo()) if is_running else {}
+    async def _open_questions(self) -> dict[str, Question]:
+        return await questions_of(await patiently(self._handle.describe))
 
-    async def _ask(self, call: str, question: str) -> None:
-        """Ask the person at the terminal, or say with which commands to answer."""
-        self._screen.say("?", f"{question} waits for an approval")
+    async def _ask(self, key: str, question: Question) -> None:
+        """Ask the person at the terminal until an answer is taken, or say with which commands to answer."""
+        self._screen.say("?", question.text)
         if not self._screen.can_ask:
-            command = f"{COMMAND} --id {shlex.quote(self._handle.id)}"
-            say(f"        {command} --yes {call}")
-            say(f'        {command} --no {call} --reason "…"')
+            for options in question.options:
+                say(f"        {COMMAND} --id {shlex.quote(self._handle.id)} {options}")
             return
-        self._screen.live.stop()  # the terminal is left to the typing person
-        answer = await self._prompt(call)
-        self._screen.live.start()
-        if answer:
-            with suppress(UserError):  # somebody else was faster
-                await send(self._handle, answer)
-                if not answer.approved:
-                    self._screen.say("x", f"{question} refused{answer.reason and f': {answer.reason}'}")
+        while True:
+            self._screen.live.stop()  # the terminal is left to the typing person
+            answer = await self._prompt(key, question)
+            self._screen.live.start()
+            try:
+                if answer:
+                    await send(self._handle, answer)
+                    if answer.said:
+                        self._screen.say("x", answer.said)
+                return
+            except UnfitAnswer as error:
+                self._screen.say("!", one_line(error))
+            except UserError:  # somebody else was faster
+                return
 
-    async def _prompt(self, call: str) -> Approval | None:
+    async def _prompt(self, key: str, question: Question) -> Answer | None:
         """Have a person answer; None if that was done elsewhere meanwhile."""
         import termios  # there is none on Windows
 
         while True:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)  # keys that were typed before the question do not answer it
-            print("    Allow it? (y, or n and why) ", end="", file=sys.stderr, flush=True)
+            print(f"    {printable(question.prompt)}", end="", file=sys.stderr, flush=True)
             while not (await asyncio.to_thread(select.select, [sys.stdin], [], [], 0.5))[0]:
-                if call not in await self._open_questions():
+                if key not in await self._open_questions():
                     say("It was answered elsewhere.")
                     return None
             # Not sys.stdin.readline(): after half a line and Ctrl-D it would block the loop, and it raises where the
@@ -303,9 +321,11 @@ class Progress:
             line = os.read(sys.stdin.fileno(), 4096).decode(errors="replace")
             if not line.endswith("\n"):  # Ctrl-D
                 say("")
-            word, _, reason = line.strip().partition(" ")
-            if word.lower() in ("y", "yes", "n", "no"):
-                return Approval(call=call, approved=word.lower().startswith("y"), reason=reason)
+            try:
+                return question.answer(line)
+            except NoAnswer as error:
+                if str(error):
+                    say(f"    {error}")
 
 
 def _tokens(usage: Usage) -> str:

@@ -129,11 +129,12 @@ class WorkerProcess:
         self._in, self._out = self._process.stdin, self._process.stdout
 
     def read(self) -> dict[str, Any]:
-        line = self._out.readline()
-        if not line:
-            raise RuntimeError(f"the worker {self.variant.module} ended:\n{self.last_words()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        while line := self._out.readline():
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+            say(line.rstrip())  # Temporal writes its warnings there, too
+        raise RuntimeError(f"the worker {self.variant.module} ended:\n{self.last_words()}")
 
     def used(self) -> dict[str, float]:
         """CPU seconds and peak bytes of memory so far."""

@@ -32,7 +32,7 @@ class Turn(pydantic.BaseModel):
 
 @activity.defn
 async def model_activity(turn: Turn) -> ModelReply:
-    async with heartbeats():
+    with heartbeats():
         calls = work.calls_of_turn(turn.number, turn.turns)
         return ModelReply(message=instant.message(calls), finish_reason="tool-calls" if calls else "stop")
 

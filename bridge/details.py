@@ -11,6 +11,9 @@ from bridge.transcript import run_transcript
 SUMMARY_BYTES = 200
 """Longest summary given to an activity. The server refuses one over 400 bytes, and encryption makes it longer."""
 
+SHOWN = 20
+"""Doings that are listed. A thousand tool calls at once would make, and read, a thousand such lists."""
+
 
 def shortened(text: str, limit: int = SUMMARY_BYTES) -> str:
     """The text, cut to a number of bytes."""
@@ -38,7 +41,9 @@ def doing(what: str) -> Iterator[None]:
 
 
 def _show(under_way: list[str]) -> None:
-    lines = [f"- {what}" for what in under_way] or ["nothing is under way"]
+    lines = [f"- {what}" for what in under_way[:SHOWN]] or ["nothing is under way"]
+    if len(under_way) > SHOWN:
+        lines += [f"- and {len(under_way) - SHOWN:,} more"]
     if usage := run_transcript().usage:
         lines += ["", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"]
     workflow.set_current_details("\n".join(lines))

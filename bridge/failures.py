@@ -6,12 +6,17 @@ workflow, `failure_of()` finds the failure inside of the groups that `ai.run()` 
 
 import asyncio
 import json
+import traceback
+from asyncio import events
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import pydantic
+import vercel_ai_sdk as ai
 from temporalio import activity, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
+from temporalio.worker.workflow_sandbox import RestrictedWorkflowAccessError
 from vercel_ai_sdk.ai_gateway.errors import GatewayError
 
 from bridge.redaction import redacted, redacted_detail
@@ -139,21 +144,54 @@ def failure_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     which becomes an `ApplicationError` that is not retryable.
     """
     leaves = _leaves(group)
+    causes = [leaf.__cause__ for leaf in leaves if leaf.__cause__ is not None]  # see `errors_of_output()`
     for kind in (workflow.ContinueAsNewError, FailureError):
-        for leaf in leaves:
+        for leaf in leaves + causes:
             if isinstance(leaf, kind):
                 return leaf
     first = leaves[0]
-    text = f"{type(first).__name__}: {first}".removesuffix(": ")
+    text = _io_in_workflow(first) or f"{type(first).__name__}: {first}".removesuffix(": ")
     failure = ApplicationError(text, type=type(first).__name__, non_retryable=True)
     failure.__cause__ = first
     return failure
+
+
+def _io_in_workflow(error: BaseException) -> str | None:
+    """What to do about I/O in the workflow. Temporal's sandbox and event loop refuse it, and do not name the tool."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    by_loop = isinstance(error, NotImplementedError) and frames[-1].f_code.co_filename == events.__file__
+    if not (by_loop or isinstance(error, RestrictedWorkflowAccessError)):
+        return None
+    for frame in frames:
+        if frame.f_code is ai.execute_tool.__code__:
+            name = frame.f_locals["tool_call"].tool_name
+            return f"the tool {name} does I/O in the workflow: make it an activity, with temporal_tool({name})"
+    return (
+        "the loop does I/O in the workflow: put it into a tool that is wrapped with temporal_tool()"
+        if by_loop
+        else None
+    )
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
+
+
+@contextmanager
+def errors_of_output(output_type: type[pydantic.BaseModel] | None) -> Iterator[None]:
+    """For a model call that has failed because its answer is no `output_type`: raise what the SDK raises then."""
+    try:
+        yield
+    except ActivityError as error:
+        cause = error.cause
+        if output_type and isinstance(cause, ApplicationError) and cause.type == "UnusableAnswer" and cause.details:
+            try:
+                output_type.model_validate(json.loads(cause.details[0]))
+            except ValueError as invalid:  # a JSONDecodeError or a ValidationError
+                raise invalid from error
+        raise
 
 
 def reason_of(error: ActivityError) -> str:

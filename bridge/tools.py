@@ -74,6 +74,28 @@ def replace_tool[**P, R](tool: ai.Tool[P, R], function: Callable[P, Awaitable[R]
     return wrapper
 
 
+def check_wrappers() -> None:
+    """See that no tool has taken the place of a wrapped one: its I/O would happen in the workflow.
+
+    The tools of the run are put back where one has taken theirs.
+
+    Raises:
+        ApplicationError: One has, since it was defined with the same name.
+    """
+    for name, (_, wrapper) in _wrapped.items():
+        registered = _tool_registry[name]
+        if (registered.otherwise if isinstance(registered, _ByRun) else registered) is not wrapper:
+            raise ApplicationError(
+                f"another tool called {name} was defined after temporal_tool(), so that calls of {name} would not be "
+                "durable: rename one of them, or define it once, in a module that is passed through",
+                type="ToolReplaced",
+                non_retryable=True,
+            )
+    for table in _tables():
+        for _, tool in table.values():
+            _register(tool)
+
+
 # ── Of a run ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -92,7 +114,7 @@ class _ByRun(ai.Tool[..., Any]):
             return await self._tool()(**arguments)
 
         super().__init__(call, schema)
-        self._otherwise = otherwise
+        self.otherwise = otherwise
 
     @override
     async def validate_and_call(self, json_str: str, runtime: ai.Runtime | None) -> Any:
@@ -102,9 +124,9 @@ class _ByRun(ai.Tool[..., Any]):
         for table in _tables():
             if self.name in table:
                 return table[self.name][1]
-        if self._otherwise is None:
+        if self.otherwise is None:
             raise ValueError(f"this run has no tool {self.name}")
-        return self._otherwise
+        return self.otherwise
 
 
 def add_to_run(tools: Iterable[ai.Tool[..., Any]], source: str) -> None:
@@ -130,9 +152,13 @@ def add_to_run(tools: Iterable[ai.Tool[..., Any]], source: str) -> None:
                 non_retryable=True,
             )
         table[tool.name] = source, tool
-        registered = _tool_registry.get(tool.name)
-        if not isinstance(registered, _ByRun):
-            _tool_registry[tool.name] = _ByRun(tool.schema, otherwise=registered)
+        _register(tool)
+
+
+def _register(tool: ai.Tool[..., Any]) -> None:
+    registered = _tool_registry.get(tool.name)
+    if not isinstance(registered, _ByRun):
+        _tool_registry[tool.name] = _ByRun(tool.schema, otherwise=registered)
 
 
 def _tables() -> Iterable[_Table]:

@@ -5,6 +5,8 @@ history would grow with the square of the turns. So a model activity is given on
 from its workflow: out of the cache of its own worker, or by a query, whose answer Temporal does not record.
 """
 
+import functools
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +21,7 @@ from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.of_run import of_run
+from bridge.watching import answer_watchers
 from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
 
 REQUEST_QUERY = "model_request"
@@ -39,11 +42,25 @@ QUERY_TRIES = 6
 """Half a minute, since a worker with much to do may take many seconds to replay a run."""
 
 
-class Transcript(pydantic.BaseModel):
-    """Answer of the Temporal query `TRANSCRIPT_QUERY`. `omitted` is how many messages at the beginning did not fit."""
+class Conversation(pydantic.BaseModel):
+    """What one model, or one agent, of a run was asked and said."""
 
+    label: str | None = None
+    """As the loop gives it to `ai.stream_step`."""
     omitted: int = 0
+    """How many messages at the beginning did not fit."""
     messages: list[WireMessage]
+    usage: ai.Usage | None = None
+    """Tokens of all these messages, the omitted ones too."""
+
+
+class Transcript(Conversation):
+    """Answer of the Temporal query `TRANSCRIPT_QUERY`: the conversation with the latest model call, and the others.
+
+    Conversations are told apart by their label. Of several with the same one, the latest is here.
+    """
+
+    others: list[Conversation] = []
 
 
 # ── In the workflow ──────────────────────────────────────────────────────────────────────────────────────
@@ -57,18 +74,20 @@ class RunTranscript:
         """Tokens of the run so far."""
         self.requests: dict[int, bytes] = {}
         """The model requests that wait for their activity, as JSON, by number."""
-        self._messages: list[ai.Message] = []
+        self._conversations: dict[int, list[ai.Message]] = {}
+        """The messages of the latest model calls, by number."""
         self._numbers = count(1)
         _cached[workflow.info().run_id] = self
         workflow.set_query_handler(REQUEST_QUERY, self._page)
+        answer_watchers()
         if workflow.get_query_handler(TRANSCRIPT_QUERY) is None:  # the workflow may have one of its own
             workflow.set_query_handler(TRANSCRIPT_QUERY, self._transcript)
 
     @contextmanager
     def opened(self, request: ModelRequest) -> Iterator[int]:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
-        self._messages = request.messages
         number = next(self._numbers)
+        self._keep(number, request.messages)
         # As bytes, since the loop may change its messages meanwhile.
         self.requests[number] = request.model_dump_json(exclude_none=True).encode()
         try:
@@ -85,13 +104,43 @@ class RunTranscript:
     def _page(self, number: int, start: int) -> bytes:
         return self.requests[number][start : start + PAGE]
 
+    def _keep(self, number: int, messages: list[ai.Message]) -> None:
+        """Keep the messages of a call, and forget those of the calls that it goes on from, or that have its label."""
+        known = {id(message) for message in messages if message.role == "assistant"}
+        kept = dict[str | None, int]()
+        for earlier, said in self._conversations.items():
+            if earlier not in self.requests:  # it is answered
+                kept[_label(said)] = earlier
+        for earlier, said in list(self._conversations.items()):
+            answered = earlier not in self.requests
+            if answered and (kept[_label(said)] != earlier or any(id(message) in known for message in said)):
+                del self._conversations[earlier]
+        self._conversations[number] = messages
+
     def _transcript(self) -> Transcript:
-        messages = self._messages
-        transcript = Transcript(messages=messages)
+        latest: dict[str | None, list[ai.Message]] = {}
+        for messages in reversed(self._conversations.values()):
+            latest.setdefault(_label(messages), messages)
+        first, *others = [_conversation(label, messages) for label, messages in latest.items()] or [
+            _conversation(None, [])
+        ]
+        transcript = Transcript(**dict(first), others=others)
         while len(transcript.model_dump_json().encode()) > PAYLOAD_LIMIT:
-            omitted = len(messages) - len(transcript.messages) // 2
-            transcript = Transcript(omitted=omitted, messages=messages[omitted:])
+            longest = max(
+                [transcript, *transcript.others], key=lambda one: len(one.model_dump_json(include={"messages"}))
+            )
+            half = (len(longest.messages) + 1) // 2
+            longest.omitted, longest.messages = longest.omitted + half, longest.messages[half:]
         return transcript
+
+
+def _label(messages: list[ai.Message]) -> str | None:
+    return next((message.label for message in reversed(messages) if message.label is not None), None)
+
+
+def _conversation(label: str | None, messages: list[ai.Message]) -> Conversation:
+    used = [message.usage for message in messages if message.usage is not None]
+    return Conversation(label=label, messages=messages, usage=functools.reduce(operator.add, used) if used else None)
 
 
 def run_transcript() -> RunTranscript:
@@ -101,6 +150,11 @@ def run_transcript() -> RunTranscript:
 
 _cached: WeakValueDictionary[str, RunTranscript] = WeakValueDictionary()
 """Of the workflow runs that this process has in its cache, by run id."""
+
+
+def is_cached(run_id: str) -> bool:
+    """Whether this process has a workflow run in its cache."""
+    return run_id in _cached
 
 
 # ── In the model activity ────────────────────────────────────────────────────────────────────────────────

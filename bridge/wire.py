@@ -7,7 +7,8 @@ to come back with the part that it came with: a thinking model refuses its own t
 import base64
 import inspect
 from datetime import timedelta
-from typing import Annotated, Any, override
+from functools import cached_property
+from typing import Annotated, Any, Self, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -45,12 +46,43 @@ class ProviderTool(ai.ToolPart, _Provided):
 
 
 class ProviderMessage(ai.Message):
-    """A message that may hold calls of tools that the provider ran. The loop has nothing left to do for such calls."""
+    """A message of the model with calls of tools that the provider ran, or with many parts. See `message_of()`.
+
+    The loop has nothing left to do for what the provider ran.
+
+    Deep copies share the parts that are the same. `ai.run()` passes on a copy of the whole message for each result of a
+    tool. With a thousand calls in a message, a million parts would be copied in one workflow task.
+    """
+
+    @cached_property  # no private attribute of pydantic, which would count when messages are compared
+    def _copied(self) -> dict[int, tuple[ai.Part, dict[str, Any], ai.Part]]:
+        """By id: the part, its fields when it was last copied, and that copy."""
+        return {}
+
+    @override
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy(update={"parts": [self._copy_of(part) for part in self.parts], "usage": self.usage})
+
+    def _copy_of(self, part: ai.Part) -> ai.Part:
+        _, fields, copied = self._copied.get(id(part), (part, None, part))
+        if fields != part.__dict__:
+            copied = part.model_copy(deep=True)
+            self._copied[id(part)] = part, dict(part.__dict__), copied
+        return copied
 
     @property
     @override
     def tool_calls(self) -> list[ai.ToolPart]:
         return [call for call in super().tool_calls if not is_provider_executed(call)]
+
+
+MANY_PARTS = 50
+
+
+def message_of(fields: dict[str, Any]) -> ai.Message:
+    """The message with these fields, which are known to be right."""
+    special = len(fields["parts"]) >= MANY_PARTS or any(map(is_provider_executed, fields["parts"]))
+    return (ProviderMessage if special else ai.Message).model_construct(**fields)
 
 
 PROVIDER_PARTS: dict[str, type[_Provided]] = {
@@ -98,12 +130,10 @@ def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapH
 
 
 def _load_message(value: Any, handler: pydantic.ValidatorFunctionWrapHandler) -> ai.Message:
-    if isinstance(value, dict):
-        value = {**value, "parts": [_load_part(part) for part in value.get("parts", ())]}
-    message: ai.Message = handler(value)
-    if any(map(is_provider_executed, message.parts)):
-        return ProviderMessage.model_construct(**dict(message))
-    return message
+    if not isinstance(value, dict):
+        return handler(value)  # type: ignore[no-any-return]  # a message already, and the same object stays
+    message = handler({**value, "parts": [_load_part(part) for part in value.get("parts", ())]})
+    return message_of(dict(message))
 
 
 def _load_part(part: Any) -> Any:
@@ -120,8 +150,13 @@ WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pyda
 """An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included. For fields
 of pydantic models: Temporal takes it for a plain `ai.Message` where it is the type of a whole payload."""
 
-MESSAGE: pydantic.TypeAdapter[ai.Message] = pydantic.TypeAdapter(WireMessage)
-"""Makes such a message of its JSON."""
+_PART: pydantic.TypeAdapter[ai.Part] = pydantic.TypeAdapter(ai.Part)
+
+
+def part_of(plain: dict[str, Any]) -> ai.Part:
+    """A part of such a message, out of its JSON."""
+    return _PART.validate_python(_load_part(plain))
+
 
 # ── Model calls ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -179,6 +214,8 @@ class ToolCall(pydantic.BaseModel):
 
     tool: str
     arguments: dict[str, pydantic.JsonValue]
+    result_limit: int | None = pydantic.Field(default=None, exclude_if=lambda limit: limit is None)
+    """Bytes that the result may have, if fewer than a payload: the results of many calls share one history."""
 
     @classmethod
     def of(cls, tool: str, bound: inspect.BoundArguments) -> "ToolCall":

@@ -7,12 +7,13 @@ A stream is server-sent events, each with one part of the answer as JSON. These 
 of the conversation: `stream-start`, `response-metadata`, `raw`, `source`. Parts of unknown types are logged.
 """
 
+import asyncio
 import json
 import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, override
 
 import httpx
@@ -25,13 +26,16 @@ from vercel_ai_sdk.ai_gateway.protocol import build_request_body, messages_to_v3
 
 from bridge.failures import MalformedStream, is_final_status
 from bridge.messages import unique_id
-from bridge.wire import MESSAGE, ProviderTool, encodable, is_provider_executed, metadata_of, text_of
+from bridge.wire import ProviderTool, encodable, is_provider_executed, message_of, metadata_of, part_of, text_of
 from options.http import check_url, http_client
 
 DEFAULT_URL = "https://ai-gateway.vercel.sh/v3/ai"
 
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 """Seconds. A model may think for minutes before the first word."""
+
+END_SECONDS = 0.5
+"""How long to wait for the end of a stream whose answer is whole. A connection whose stream has not ended is closed."""
 
 FINAL_CODES = {"insufficient_quota", "billing_error", "context_length_exceeded", "request_too_large"}
 FINAL_TYPES = {
@@ -109,6 +113,7 @@ class GatewayModel(ai.LanguageModel):
                 if answer.add(part):
                     yield answer.message()
                 if answer.finish_reason is not None:  # the answer is whole, and paid for: no matter how the stream ends
+                    await _read_on(parts)
                     break
         if answer.finish_reason in (None, "error"):
             what = "finished with an error" if answer.finish_reason else "ended before its finish part"
@@ -206,8 +211,10 @@ async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
         raise failure
     response.encoding = "utf-8-sig"  # against the header, if need be: server-sent events are UTF-8, with a BOM or not
     try:
-        async for event in EventSource(response).aiter_sse():
+        events = EventSource(response).aiter_sse()
+        async for event in events:
             if event.data == "[DONE]":
+                await _read_on(events)
                 return
             if event.data:
                 yield _parsed(event.data)
@@ -215,15 +222,28 @@ async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
         raise GatewayFailure(f"the model's answer is no stream: {error}") from error
 
 
+async def _read_on(stream: AsyncGenerator[object]) -> None:
+    """Read what is left of a stream: only then can its connection serve the next call."""
+    with suppress(Exception):
+        async with asyncio.timeout(END_SECONDS):
+            async for _ in stream:
+                pass
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float | None:
+    return value if math.isfinite(value := float(number)) else None
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
+
+
 def _parsed(data: str) -> Part:
-    def no_number(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
-
-    def finite(number: str) -> float | None:
-        return value if math.isfinite(value := float(number)) else None
-
     try:
-        part: Part = json.loads(data, parse_constant=no_number, parse_float=finite)
+        part: Part = _JSON.decode(data)
     except (ValueError, RecursionError) as error:
         raise MalformedStream(f"a part is no JSON ({error}): {data[:100]}") from None
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
@@ -242,12 +262,16 @@ class _Answer:
         self._id = ai.Message(role="assistant", parts=[]).id  # the same for all stages of the message
         self._parts: list[Part] = []
         self._open: dict[tuple[str, str], Part] = {}  # by kind and id: the latest such block
+        self._growing: Part | None = None  # the block of the latest part, if that was a delta
+        self._made: dict[int, ai.Part] = {}  # what `message()` made of the parts that have not changed since
 
     def add(self, sent: Part) -> bool:
         """Take in a part of the stream. Returns whether the message has changed. MalformedStream: it cannot be read."""
-        for part in self._parts:
-            part.pop("delta", None)
-            part.pop("args_delta", None)
+        if self._growing is not None:
+            self._growing.pop("delta", None)
+            self._growing.pop("args_delta", None)
+            self._made.pop(id(self._growing), None)
+            self._growing = None
         kind = sent["type"].rpartition("-")[0]
         match sent["type"]:
             case "text-start" | "reasoning-start":
@@ -259,6 +283,7 @@ class _Answer:
                 block = self._block(kind, sent)
                 block[delta] = _string(sent, "delta", "textDelta")
                 block[text] += block[delta]
+                self._growing = block
             case "text-end" | "reasoning-end":
                 self._block(kind, sent)["state"] = "done"
             case "tool-input-end":
@@ -284,7 +309,9 @@ class _Answer:
         return True
 
     def message(self) -> ai.Message:
-        return MESSAGE.validate_python({"role": "assistant", "id": self._id, "parts": self._parts})
+        """The message so far. Only what has changed is made anew: there may be a thousand tool calls in it."""
+        parts = [self._made.get(id(part)) or self._made.setdefault(id(part), part_of(part)) for part in self._parts]
+        return message_of({"role": "assistant", "id": self._id, "parts": parts})
 
     def whole(self, output_type: type[pydantic.BaseModel] | None) -> ai.Message:
         """The message in the end, with structured output where that was asked for. ValueError: the text is none."""
@@ -293,7 +320,7 @@ class _Answer:
             part["state"] = "done"
             if part["type"] == "tool" and not part.get("provider_executed"):
                 part["tool_call_id"] = unique_id(part["tool_call_id"], ids)
-        self._parts = _storable(self._parts)
+        self._parts, self._made = _storable(self._parts), {}
         message = self.message()
         message.usage = self._usage
         if output_type is not None and (text := text_of(message)):
@@ -305,7 +332,7 @@ class _Answer:
 
     def _new(self, sent: Part, **part: Any) -> Part:
         self._parts.append(part)
-        _keep_metadata(part, sent)
+        self._change(part, sent)
         return part
 
     def _new_call(self, sent: Part, id: str) -> Part:
@@ -316,7 +343,7 @@ class _Answer:
         block = self._open.get((kind, _id(sent, "id")))
         if block is None:
             raise MalformedStream(f"a {sent['type']} of a block that was never begun")
-        _keep_metadata(block, sent)
+        self._change(block, sent)
         return block
 
     def _calls(self, sent: Part) -> list[Part]:
@@ -333,12 +360,13 @@ class _Answer:
         streamed = next((call for call in same if call["state"] == "streaming"), None)
         if any(call["state"] == "done" and _canonical(call["tool_args"]) == _canonical(arguments) for call in same):
             self._parts = [part for part in self._parts if part is not streamed]  # a call that was sent twice is one
+            self._made.pop(id(streamed), None)
             return
         call = streamed or self._new_call({**sent, "providerMetadata": None}, "toolCallId")
         call |= {"tool_args": arguments, "state": "done"}
         if sent.get("providerExecuted") is True:
             call["provider_executed"] = True
-        _keep_metadata(call, sent)
+        self._change(call, sent)
 
     def _result(self, sent: Part) -> None:
         """The result of a tool that the provider ran. Where it sends several for a call, the last one counts."""
@@ -346,14 +374,16 @@ class _Answer:
         metadata = sent.get("providerMetadata")
         call |= {"status": "error" if sent.get("isError") else "result", "result": sent.get("result")}
         call |= {"provider_executed": True, "result_metadata": metadata if isinstance(metadata, dict) else {}}
+        self._made.pop(id(call), None)
 
-
-def _keep_metadata(part: Part, sent: Part) -> None:
-    metadata = sent.get("providerMetadata")
-    for provider, values in metadata.items() if isinstance(metadata, dict) else ():
-        kept = part.setdefault("provider_metadata", {})
-        before = kept.get(provider)
-        kept[provider] = before | values if isinstance(before, dict) and isinstance(values, dict) else values
+    def _change(self, part: Part, sent: Part) -> None:
+        """Keep the metadata that came for a part which changes."""
+        self._made.pop(id(part), None)
+        metadata = sent.get("providerMetadata")
+        for provider, values in metadata.items() if isinstance(metadata, dict) else ():
+            kept = part.setdefault("provider_metadata", {})
+            before = kept.get(provider)
+            kept[provider] = before | values if isinstance(before, dict) and isinstance(values, dict) else values
 
 
 def _storable[T](value: T) -> T:

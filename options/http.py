@@ -1,12 +1,28 @@
-"""HTTP clients for the outside world and for this machine: proxies as the environment says, but none on loopback."""
+"""HTTP clients for the outside world and for this machine: proxies as the environment says, but none on loopback.
 
+Connections are kept for the next request. Each client has just one connection, and serves one caller at a time: the
+pool inside of httpx looks at every connection for every request, which takes milliseconds with a thousand of them.
+"""
+
+import asyncio
 import ipaddress
+import time
 import urllib.request
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import override
+from weakref import WeakKeyDictionary
 
 import httpx
 
 TLS = httpx.create_ssl_context()
 """Made once: it takes 30 ms."""
+
+KEEP_SECONDS = 60.0
+"""How long to keep a connection that nobody uses. Servers and what is between close it after a minute or more."""
+
+LIMITS = httpx.Limits(max_connections=1, keepalive_expiry=KEEP_SECONDS)
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -26,18 +42,82 @@ def check_url(name: str, url: str) -> None:
     proxy_for(url)
 
 
-def http_client(url: str, timeout: httpx.Timeout) -> httpx.AsyncClient:
-    """A client for requests to the host of this URL.
+@asynccontextmanager
+async def http_client(url: str, timeouts: httpx.Timeout) -> AsyncGenerator[httpx.AsyncClient]:
+    """A client for requests to the host of this URL, one at a time. Its connection is kept, unless the body raises.
 
     Args:
-        url: Settles whether the client goes through a proxy.
-        timeout: For each of its requests, in seconds.
+        url: Settles which connections can serve, and whether they go through a proxy.
+        timeouts: For each of its requests, in seconds.
 
     Raises:
         ValueError: The environment names a proxy that cannot be used.
     """
+    proxy = proxy_for(url)
+    idle = (await _idle_clients())[httpx.URL(url).copy_with(raw_path=b"/"), proxy]
+    client = idle.pop()[1] if idle else _new_client(proxy)
+    client.timeout = timeouts
+    try:
+        yield client
+    except BaseException:  # a cancellation too: nobody knows what is left in the connection
+        await client.aclose()
+        raise
+    client.cookies.clear()
+    idle.append((time.monotonic(), client))
+    while time.monotonic() - idle[0][0] > KEEP_SECONDS:
+        await idle.popleft()[1].aclose()
+
+
+def _new_client(proxy: str | None) -> httpx.AsyncClient:
     # Without `trust_env`: httpx prepares every proxy that it finds, needed or not, and fails at one it does not know.
-    return httpx.AsyncClient(timeout=timeout, verify=TLS, trust_env=False, proxy=proxy_for(url))
+    transport = _OnceMore(verify=TLS, trust_env=False, proxy=proxy, limits=LIMITS)
+    return httpx.AsyncClient(transport=transport, trust_env=False)
+
+
+class _OnceMore(httpx.AsyncHTTPTransport):
+    """Sends a request once more, over a new connection, if the kept one turns out to be closed."""
+
+    @override
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        is_new = False
+
+        async def trace(event: str, _: object) -> None:
+            nonlocal is_new
+            is_new = is_new or event.endswith("connect_tcp.started")
+
+        request.extensions["trace"] = trace
+        try:
+            return await super().handle_async_request(request)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            if is_new:
+                raise
+            return await super().handle_async_request(request)
+
+
+type _Idle = defaultdict[tuple[httpx.URL, str | None], deque[tuple[float, httpx.AsyncClient]]]
+"""Clients that nobody uses, by the root of their URL and the proxy: since when, the latest last."""
+
+_idle: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Idle, AsyncGenerator[None]]] = WeakKeyDictionary()
+"""By event loop: a connection belongs to the one that opened it."""
+
+
+async def _idle_clients() -> _Idle:
+    loop = asyncio.get_running_loop()
+    if loop not in _idle:
+        idle: _Idle = defaultdict(deque)
+        _idle[loop] = idle, (closer := _closed_with_loop(idle))
+        await anext(closer)
+    return _idle[loop][0]
+
+
+async def _closed_with_loop(idle: _Idle) -> AsyncGenerator[None]:
+    try:
+        yield  # until the end of the event loop, which closes its generators: see `loop.shutdown_asyncgens()`
+    finally:
+        _idle.pop(asyncio.get_running_loop(), None)
+        for clients in idle.values():
+            for _, client in clients:
+                await client.aclose()
 
 
 def proxy_for(url: str) -> str | None:

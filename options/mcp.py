@@ -217,7 +217,9 @@ class McpServers(SimplePlugin):
     @activity.defn
     async def mcp_list_activity(self, call: McpList) -> ToolReply:
         """Ask a server for its tools."""
-        return await tool_reply(call, lambda: _attempt(self.list_tools(call.server)))
+        # Without the limit that a call has, whose result shares a history with those of others.
+        asking = ToolCall(tool=call.tool, arguments={})
+        return await tool_reply(asking, lambda: _attempt(self.list_tools(call.server)))
 
     @activity.defn
     async def mcp_call_activity(self, call: McpCall) -> ToolReply:

@@ -254,6 +254,7 @@ class _Session:
             self._failure = self._failure_of(error)
             if not self._client.done():
                 self._client.set_exception(self._failure)
+                self._client.exception()  # asyncio logs one that nobody has asked for, as after a cancellation
         finally:
             self.is_over = True
 

@@ -1,6 +1,7 @@
 """Agents and workflows that the tests need beside the sample's own."""
 
 import asyncio
+import hashlib
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,17 @@ async def other_agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
 def _last_states(messages: list[ai.Message]) -> list[ai.Message]:
     """The messages of a run, each as it was in the end."""
     return list({message.id: message for message in messages}.values())
+
+
+def progress_of(messages: list[ai.Message]) -> list[tuple[list[int], str]]:
+    """Of each message: which of its tool calls have a result, and a digest of all that is in it."""
+    return [
+        (
+            [i for i, call in enumerate(message.tool_calls) if call.status != "pending"],
+            hashlib.sha256(message.model_dump_json(exclude={"id"}).encode()).hexdigest(),
+        )
+        for message in messages
+    ]
 
 
 async def transcript_of(run: ai.RunResult) -> list[ai.Message]:
@@ -84,6 +96,46 @@ class AnswerWorkflow:
     @workflow.run
     async def run(self, query: str) -> str:
         return (await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query)))[-1].text
+
+
+@workflow.defn
+class PulsingWorkflow:
+    """An agent with the tools of toolbox.py, and a heartbeat timeout of a second for its model calls."""
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        llm = TemporalLanguageModel(
+            "test/model",
+            heartbeat_timeout=timedelta(seconds=1),
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
+        )
+        return (await transcript_of(ai.run(other_agent, llm, query)))[-1].text
+
+
+@workflow.defn
+class LaterWorkflow:
+    """The same agent. Makes its first call when it is told to begin."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    @workflow.run
+    async def run(self, query: str) -> str:
+        await workflow.wait_condition(lambda: self._told)
+        return (await transcript_of(ai.run(other_agent, TemporalLanguageModel("test/model"), query)))[-1].text
+
+    @workflow.signal
+    def begin(self) -> None:
+        self._told = True
+
+
+@workflow.defn
+class ProgressWorkflow:
+    """The same agent. Returns what came out of `ai.run()`, step by step."""
+
+    @workflow.run
+    async def run(self, query: str) -> list[tuple[list[int], str]]:
+        return progress_of([message async for message in ai.run(other_agent, TemporalLanguageModel("m"), query)])
 
 
 @workflow.defn
@@ -315,6 +367,9 @@ class NamesWorkflow:
 
 WORKFLOWS = [
     NamesWorkflow,
+    PulsingWorkflow,
+    LaterWorkflow,
+    ProgressWorkflow,
     TranscriptWorkflow,
     OtherWorkflow,
     ImpatientWorkflow,

@@ -36,6 +36,8 @@ PROMPT = "Allow it? (y, or n and why)"
 TOKYO, PARIS = ("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})
 ASKED = {city: f'? get_weather(city="{city}") waits for an approval' for city in ("Tokyo", "Paris")}
 
+ANSWERS_A_RUN = "--yes, --no and --resolve answer a question of a run: they take its --id and no query"
+
 type Ask = Callable[..., Awaitable[tuple[Terminal, WorkflowHandle[Any, Any]]]]
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -331,7 +333,7 @@ def test_without_a_terminal_the_question_comes_with_the_commands_that_answer_it(
         "ToolError: get_weather failed: there is no city called 'Tokyo'",
         "ToolError: a person did not allow this call of get_weather: …",
     ]
-    assert run(yes_tokyo) == [(1, 'Error: run "it\'s ours" is over: nothing waits for an approval in it')]
+    assert run(yes_tokyo) == [(1, 'Error: run "it\'s ours" is over: nothing waits for an answer in it')]
 
 
 async def test_an_answer_that_nobody_takes_can_be_interrupted(
@@ -377,8 +379,8 @@ async def test_who_answers_does_not_begin_what_is_allowed(client: Client, run_ma
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--yes", "c"], "--yes and --no answer a question of a run: they take its --id and no query"),
-        (["q", "--id", "i", "--no", "c"], "--yes and --no answer a question of a run: they take its --id and no query"),
+        (["--yes", "c"], ANSWERS_A_RUN),
+        (["q", "--id", "i", "--no", "c"], ANSWERS_A_RUN),
         (["--id", "i", "--yes", "c", "--no", "c"], "argument --no: not allowed with argument --yes"),
         (["--id", "i", "--yes", "c", "--reason", "r"], "--reason says why not: it belongs to --no"),
         (["q", "--reason", "r"], "--reason says why not: it belongs to --no"),

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import agents
-import httpx
 import pydantic
 import pytest
 import toolbox
@@ -47,7 +46,7 @@ from bridge.failures import is_final
 from durable import temporal_tool
 from open_meteo import OpenMeteoError
 from options.gateway import GatewayModel, check_environment
-from options.http import http_client, proxy_for
+from options.http import proxy_for
 from plugin import DurableAgents
 
 type Handle = WorkflowHandle[Any, Any]
@@ -378,8 +377,8 @@ class Refusal(NamedTuple):
     "refusal",
     [
         Refusal(429, "20", 20, 25),
-        Refusal(503, "1.5", 1.5, 2),
-        Refusal(503, in_ten_seconds, 8, 12.5),
+        Refusal(503, "1.5", 1.5, 4.5),
+        Refusal(503, in_ten_seconds, 8, 13),
         Refusal(429, "86400", LONG, LONG * 1.25),
         Refusal(429, "nonsense", 0, 1.1),
         Refusal(429, "-5", 0, 1.1),
@@ -410,7 +409,7 @@ async def test_the_next_attempt_comes_when_the_service_says(
     since = pending[0].last_attempt_complete_time.ToDatetime()
     waits = (pending[0].next_attempt_schedule_time.ToDatetime() - since).total_seconds()
     assert waits < 0 or least <= waits <= most  # below 0 where the next attempt is under way already
-    assert waits > 0 or most < 2
+    assert waits > 0 or least < 2
     await handle.terminate()
 
 
@@ -429,8 +428,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def socks_proxy(url: str) -> AsyncIterator[tuple[int, list[str]]]:
     """A SOCKS5 proxy that connects every request to the host of one URL. Yields its port and the requested hosts."""
     asked: list[str] = []
+    connections: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
         onward: asyncio.StreamWriter | None = None
         try:
             [_, methods] = await reader.readexactly(2)
@@ -457,6 +458,8 @@ async def socks_proxy(url: str) -> AsyncIterator[tuple[int, list[str]]]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1], asked
+        for connection in connections:  # the client keeps them for its next requests
+            connection.transport.abort()
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks"])
@@ -490,7 +493,7 @@ async def test_the_outside_world_is_reached_through_socks(
         monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:{port}")
         answer = await result_of(await start_agent("Weather in Tokyo"))
     assert answer.text == "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h."
-    assert Counter(asked) == {"gateway.example:80": 2, "meteo.example:80": 2}
+    assert Counter(asked) == {"gateway.example:80": 1, "meteo.example:80": 1}  # kept for the next request
 
 
 @pytest.mark.parametrize(
@@ -502,7 +505,6 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_one_line_without_its_password
     monkeypatch.setenv("ALL_PROXY", proxy)
     for use in (
         lambda: proxy_for("https://ai-gateway.vercel.sh/v3/ai"),
-        lambda: http_client("https://ai-gateway.vercel.sh/v3/ai", httpx.Timeout(1)),
         check_environment,
     ):
         with pytest.raises(ValueError, match="ALL_PROXY") as raised:

@@ -37,6 +37,7 @@ from tls_proxy import Certificates, Proxy
 from app import command_line, demo, devserver
 from app.demo import Part
 from bridge.transcript import REQUEST_QUERY, TRANSCRIPT_QUERY, Transcript
+from bridge.watching import watch
 from options.approvals import APPROVAL, QUESTION_MEMO, Approval, open_questions
 from options.gateway import GatewayModel
 from plugin import DurableAgents
@@ -288,6 +289,7 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
             for call, question in questions.items():
                 approval = Approval(call=call, approved="Tokyo" not in question, reason="that is nobody's business")
                 assert await handle.execute_update(APPROVAL, approval, result_type=str) == question
+            await watch(handle)
             while not any(
                 activity.heartbeat_details.payloads
                 for activity in (await handle.describe()).raw_description.pending_activities

@@ -32,6 +32,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Replayer, Worker
+from vercel_ai_sdk.core.tools import _tool_registry
 
 import options.mcp
 from app import demo
@@ -249,7 +250,11 @@ async def test_the_same_loop_gives_the_same_messages_with_and_without_temporal(
     ]
 
 
-async def test_tools_and_results_are_those_of_the_sdk(http: HttpProcess, servers: McpServers, standin: StandIn) -> None:
+async def test_tools_and_results_are_those_of_the_sdk(
+    http: HttpProcess, servers: McpServers, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The SDK puts its tools into the registry for good. One of them has the name of a wrapped tool.
+    monkeypatch.setitem(_tool_registry, "big_result", _tool_registry["big_result"])
     rounds: list[Call] = [
         ADD,
         GREET,
@@ -299,7 +304,7 @@ async def test_a_result_over_the_limit_is_told_in_one_line(start: Start, standin
     await result_of(await start(McpRequest(server="http")))
     [line] = told(standin)
     assert re.fullmatch(
-        r"ToolError: big_result failed: the result of big_result has 3,000,\d+ bytes, over Temporal's .*", line
+        r"ToolError: big_result failed: the result of big_result has 3,000,\d+ bytes, over the .*", line
     )
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+import time
 from datetime import timedelta
 from typing import Any
 
 import pydantic
 import vercel_ai_sdk as ai
+from temporalio import activity
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
@@ -137,6 +139,15 @@ async def dig(place: str) -> None:
     await asyncio.Event().wait()
 
 
+@ai.tool
+async def block(seconds: float) -> int:
+    """Block the event loop, as no tool should, at the first attempt. Returns the attempt."""
+    attempt = activity.info().attempt
+    if attempt == 1:
+        time.sleep(seconds)  # noqa: ASYNC251
+    return attempt
+
+
 QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
 TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(count_legs, start_to_close_timeout=timedelta(seconds=77)),
@@ -157,6 +168,7 @@ TOOLS: list[ai.Tool[..., Any]] = [
     temporal_tool(go_wrong, retry_policy=QUICKLY),
     temporal_tool(keep_quiet),
     temporal_tool(dig, retry_policy=RetryPolicy(maximum_attempts=1)),
+    temporal_tool(block, heartbeat_timeout=timedelta(seconds=1), retry_policy=QUICKLY),
 ]
 
 
