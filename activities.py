@@ -12,7 +12,7 @@ that fails for good ends the run. A tool call that fails for good is told to the
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,6 +134,11 @@ async def tool_call_activity(call: ToolCall) -> ToolReply:
     function = tool_functions.get(call.tool)
     if function is None:
         raise ApplicationError(f"this worker has no tool {call.tool!r}", type="UnknownTool")
+    return await tool_reply(call, function)
+
+
+async def tool_reply(call: ToolCall, function: Callable[..., Awaitable[object]]) -> ToolReply:
+    """In an activity: call a function as a tool, with heartbeats. Its failures are classified, its result checked."""
     with classified_failures():
         with heartbeats():
             result = await function(**call.arguments)

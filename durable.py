@@ -33,9 +33,17 @@ from bridge.details import shortened
 from bridge.failures import ToolError, errors_of_output, reason_of
 from bridge.limits import expect_results, in_flight, result_limit
 from bridge.telemetry import IdleStep
-from bridge.tools import check_wrappers, original_function, replace_tool, signature_of, tool_functions, wrapped_already
+from bridge.tools import (
+    check_wrappers,
+    original_function,
+    replace_tool,
+    signature_of,
+    specs_of,
+    tool_functions,
+    wrapped_already,
+)
 from bridge.transcript import run_transcript
-from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolSpec
+from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolReply
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=8)
 """How long a dead worker goes unnoticed. Both activities heartbeat every quarter of it (bridge/heartbeats.py): a worker
@@ -101,7 +109,7 @@ class TemporalLanguageModel(ai.LanguageModel):
 
         Raises:
             ApplicationError: A limit on calls or tokens is reached, or `output_type` cannot be imported by a worker, or
-                another tool has taken the name of a wrapped one.
+                another tool has taken the name of a wrapped one, or two tools have one name.
             JSONDecodeError, ValidationError: The answer is no `output_type`, several times over.
             ActivityError: The call failed for good.
 
@@ -119,7 +127,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         await _Pump.start()  # from now on `ai.run()` writes no timers
         request = ModelRequest(
             messages=messages,
-            tools=[ToolSpec(name=t.name, description=t.description, param_schema=t.param_schema) for t in tools or ()],
+            tools=specs_of(tools or ()),
             output_type=output_type,
         )
         summary = f"{self.model}, call {self.calls}"
@@ -205,23 +213,36 @@ def temporal_tool[**P, R](
             activity_input = ToolCall.of(tool.name, signature.bind(*args, **kwargs))
         except TypeError as error:
             raise ToolError(f"{tool.name}: {error}") from error
-        await _Pump.start()
-        if before is not None:
-            await before(activity_input)
-        activity_input.result_limit = result_limit()
-        try:
-            async with in_flight(f"calling {activity_input.summary}"):
-                summary = workflow.ActivityConfig(summary=shortened(activity_input.summary))
-                all_options = summary | TOOL_OPTIONS | options
-                reply = await workflow.execute_activity(tool_call_activity, activity_input, **all_options)
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                # As without Temporal: `asyncio.timeout()` in the loop expects no `ActivityError`.
-                raise asyncio.CancelledError from error
-            raise ToolError(f"{tool.name} failed: {reason_of(error)}") from error
-        return cast(R, reply.result)
+        return cast(R, await call_tool(tool_call_activity, activity_input, before, options))
 
     return replace_tool(tool, call, arguments)
+
+
+async def call_tool[C: ToolCall](
+    activity: Callable[[C], Awaitable[ToolReply]],
+    call: C,
+    before: BeforeToolCall | None,
+    options: workflow.ActivityConfig,
+) -> pydantic.JsonValue:
+    """In the workflow: make a tool call by an activity, and return its result.
+
+    Raises:
+        ToolError: The call is refused, or it failed for good.
+    """
+    await _Pump.start()
+    if before is not None:
+        await before(call)
+    call.result_limit = result_limit()
+    try:
+        async with in_flight(f"calling {call.summary}"):
+            summary = workflow.ActivityConfig(summary=shortened(call.summary))
+            reply = await workflow.execute_activity(activity, call, **(summary | TOOL_OPTIONS | options))
+    except ActivityError as error:
+        if is_cancelled_exception(error):
+            # As without Temporal: `asyncio.timeout()` in the loop expects no `ActivityError`.
+            raise asyncio.CancelledError from error
+        raise ToolError(f"{call.tool} failed: {reason_of(error)}") from error
+    return reply.result
 
 
 # ── No timers ────────────────────────────────────────────────────────────────────────────────────────────

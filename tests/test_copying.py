@@ -89,7 +89,7 @@ SAMPLE = {"main", "open_meteo", "workflow", "tools", "durable", "activities", "p
         (["activities.py"], {"bridge"}),
         (["durable.py"], {"activities", "bridge"}),
         (["plugin.py"], {"activities", "bridge"}),
-        (["options"], {"bridge", "durable", "options"}),
+        (["options"], {"activities", "bridge", "durable", "options"}),
         (["tools.py"], {"open_meteo"}),
         (["open_meteo.py"], {"options"}),
         (["workflow.py"], {"bridge", "durable", "options", "tools"}),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import agents
+import mcp_agents
 import pytest
 import vercel_ai_sdk as ai
 from conftest import RunMain, StartAgent, make_worker
@@ -213,7 +214,7 @@ HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_run_of_a_released_version_still_replays(client: Client, path: Path) -> None:
     history = WorkflowHistory.from_json(path.stem, path.read_text())  # noqa: ASYNC240  # nobody waits
-    replayer = Replayer(workflows=[AgentWorkflow], plugins=[DurableAgents()])
+    replayer = Replayer(workflows=[AgentWorkflow, *mcp_agents.WORKFLOWS], plugins=[DurableAgents()])
     await replayer.replay_workflow(history)
 
 

@@ -141,7 +141,9 @@ def test_the_file_map_has_every_file() -> None:
 
 def test_the_code_in_it_is_code_that_runs() -> None:
     sources = "\n".join(
-        path.read_text() for folder in (".", "tests", "tests/copied") for path in (ROOT / folder).glob("*.py")
+        path.read_text()
+        for folder in (".", "tests", "tests/copied", "examples")
+        for path in (ROOT / folder).glob("*.py")
     )
     lines = [line.strip() for line in sources.splitlines()]
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -336,6 +338,7 @@ COVERAGE = take(r"^COVERAGE_PROCESS_START")
 RECORD = take(r"tests/record_history\.py")
 SCREENSHOT = take(r"docs/screenshot\.py")
 BENCHMARK = take(r"benchmarks/run\.py")
+MCP = take(r"examples/mcp_tools\.py")
 
 
 @pytest.mark.usefixtures("folder")
@@ -361,6 +364,14 @@ def test_the_lines_that_are_run_are_counted(run: Run, tmp_path: Path) -> None:
     copy(tmp_path, "pyproject.toml", *(f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")))
     out = run(change(COVERAGE, ("uv run pytest", "uv run pytest -n 0 tests/test_tools.py")), tmp_path)
     assert re.search(r"^tools\.py +\d+ +0 +100%", out, re.MULTILINE)
+
+
+def test_the_example_with_an_mcp_server_answers(run: Run) -> None:
+    assert run(MCP).splitlines() == [
+        "Tokyo: population 9,733,276.",
+        "Paris: population 2,138,551.",
+        "Atlantis: Error executing tool get_population: there is no city called 'Atlantis'.",
+    ]
 
 
 async def test_a_history_is_recorded(run: Run, start_agent: StartAgent, tmp_path: Path) -> None:
