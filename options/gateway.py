@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, override
 
 import httpx
@@ -113,7 +113,8 @@ class GatewayModel(ai.LanguageModel):
                 if answer.add(part):
                     yield answer.message()
                 if answer.finish_reason is not None:  # the answer is whole, and paid for: no matter how the stream ends
-                    await _read_on(parts)
+                    if not await _has_ended(parts):
+                        await client.aclose()
                     break
         if answer.finish_reason in (None, "error"):
             what = "finished with an error" if answer.finish_reason else "ended before its finish part"
@@ -211,23 +212,22 @@ async def _parts(response: httpx.Response) -> AsyncGenerator[Part]:
         raise failure
     response.encoding = "utf-8-sig"  # against the header, if need be: server-sent events are UTF-8, with a BOM or not
     try:
-        events = EventSource(response).aiter_sse()
-        async for event in events:
-            if event.data == "[DONE]":
-                await _read_on(events)
-                return
-            if event.data:
+        async for event in EventSource(response).aiter_sse():
+            if event.data not in ("", "[DONE]"):
                 yield _parsed(event.data)
     except SSEError as error:  # a page of a proxy, say, and no answer at all
         raise GatewayFailure(f"the model's answer is no stream: {error}") from error
 
 
-async def _read_on(stream: AsyncGenerator[object]) -> None:
-    """Read what is left of a stream: only then can its connection serve the next call."""
-    with suppress(Exception):
+async def _has_ended(stream: AsyncGenerator[object]) -> bool:
+    """Read what is left of a stream. Returns whether that was all: only then can its connection serve the next call."""
+    try:
         async with asyncio.timeout(END_SECONDS):
             async for _ in stream:
                 pass
+    except Exception:
+        return False
+    return True
 
 
 def _no_number(name: str) -> None:

@@ -44,7 +44,9 @@ def check_url(name: str, url: str) -> None:
 
 @asynccontextmanager
 async def http_client(url: str, timeouts: httpx.Timeout) -> AsyncGenerator[httpx.AsyncClient]:
-    """A client for requests to the host of this URL, one at a time. Its connection is kept, unless the body raises.
+    """A client for requests to the host of this URL, one at a time.
+
+    Its connection is kept, unless the body raises, or closes the client.
 
     Args:
         url: Settles which connections can serve, and whether they go through a proxy.
@@ -62,9 +64,11 @@ async def http_client(url: str, timeouts: httpx.Timeout) -> AsyncGenerator[httpx
     except BaseException:  # a cancellation too: nobody knows what is left in the connection
         await client.aclose()
         raise
+    if client.is_closed:
+        return
     client.cookies.clear()
     idle.append((time.monotonic(), client))
-    while time.monotonic() - idle[0][0] > KEEP_SECONDS:
+    while idle and time.monotonic() - idle[0][0] > KEEP_SECONDS:
         await idle.popleft()[1].aclose()
 
 

@@ -323,7 +323,7 @@ async def test_nothing_that_an_encrypted_run_is_about_can_be_read_on_the_wire_or
     assert [word for word in [*READABLE, name, f"run-{name}"] if word.encode() not in everything] == []
 
 
-CONNECT = "            client = await Client.connect(**config, plugins=[plugin]{})\n"
+CONNECT = "            client = await Client.connect(**config, plugins=plugins{})\n"
 CHANGES = {
     "from app import devserver\n": "from app import devserver\nfrom converter import data_converter\n",
     CONNECT.format(""): CONNECT.format(", data_converter=data_converter()"),

@@ -533,7 +533,10 @@ class Connection:
         self.writer.write("".join(f"{line}\r\n" for line in [*head, ""]).encode())
 
     def send(self, *stream: Part) -> None:
-        data = "".join(f"data: {json.dumps(part)}\n\n" for part in stream).encode()
+        self.send_data(*map(json.dumps, stream))
+
+    def send_data(self, *lines: str) -> None:
+        data = "".join(f"data: {line}\n\n" for line in lines).encode()
         self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def send_end(self) -> None:
@@ -602,6 +605,7 @@ async def wire_served() -> AsyncIterator[Wire]:
         server.close()
         for connection in wire.connections:
             connection.writer.close()
+            await connection.over.wait()
 
 
 @pytest.fixture
@@ -677,8 +681,13 @@ def without_an_end(connection: Connection) -> None:
     connection.send(*text_parts("whole"), finish("stop"))
 
 
+def done_without_an_end(connection: Connection) -> None:
+    without_an_end(connection)
+    connection.send_data("[DONE]")
+
+
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("manner", [half, broken_off, with_an_error, without_an_end])
+@pytest.mark.parametrize("manner", [half, broken_off, with_an_error, without_an_end, done_without_an_end])
 async def test_4_a_connection_in_which_something_may_be_left_serves_nobody(
     wire: Wire, manner: Manner, kept: bool
 ) -> None:
@@ -686,7 +695,7 @@ async def test_4_a_connection_in_which_something_may_be_left_serves_nobody(
     if kept:
         await ask()
     wire.manners.append(manner)
-    if manner is without_an_end:
+    if manner in (without_an_end, done_without_an_end):
         assert await ask() == "whole"
     elif manner is half:
         stream = GatewayModel("m").stream(ai.make_messages(user="go"))
@@ -701,6 +710,28 @@ async def test_4_a_connection_in_which_something_may_be_left_serves_nobody(
         await wire.connections[0].over.wait()
     assert await ask() == f"answer {before + 2}"
     assert wire.requests == [before + 1, 1]
+
+
+async def test_4_an_end_that_comes_too_late_harms_no_later_call(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("options.gateway.END_SECONDS", 0)
+    assert [await ask() for _ in range(4)] == [f"answer {i}" for i in range(1, 5)]
+
+
+async def test_4_connections_that_nobody_uses_are_closed_and_fail_no_call(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("options.http.KEEP_SECONDS", 0.03)
+    for stage in range(25):  # of a call, in which another begins
+        await asyncio.gather(ask(), ask())
+        await asyncio.sleep(0.04)  # longer than connections are kept
+        call = asyncio.create_task(ask())
+        for _ in range(stage):
+            await asyncio.sleep(0)
+        await asyncio.gather(call, ask())
+    assert len(wire.connections) > 10  # or none was closed
+    async with asyncio.timeout(5):
+        for connection in wire.connections[:-3]:
+            await connection.over.wait()
 
 
 async def test_4_a_cancelled_call_takes_its_connection_along(wire: Wire) -> None:
