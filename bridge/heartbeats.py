@@ -178,8 +178,10 @@ class _Pulse:
                 with suppress(RuntimeError):  # it is closed
                     loop.call_soon_threadsafe(self._came_round, loop)
             for live in lives:
-                if now - self._seen.setdefault(live.loop, now) < STUCK_SECONDS and not live.loop.is_closed():
-                    live.tick(now)
+                with self._lock:  # an activity that ends meanwhile must send no other heartbeat
+                    due = live in self._lives and now - self._seen.setdefault(live.loop, now) < STUCK_SECONDS
+                    if due and not live.loop.is_closed():
+                        live.tick(now)
             time.sleep(TICK)
 
     def _came_round(self, loop: asyncio.AbstractEventLoop) -> None:
