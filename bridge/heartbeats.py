@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import vercel_ai_sdk as ai
@@ -59,7 +59,9 @@ class Live:
         # Also where the activity has no heartbeat timeout: the answer to a heartbeat tells that it is cancelled.
         timeout = self._info.heartbeat_timeout or timedelta(minutes=1)
         self._every = timeout.total_seconds() / BEATS_PER_TIMEOUT
-        self._due = time.monotonic() + self._every
+        # The server counts from when it handed the activity out. A busy event loop may have begun it seconds later.
+        waited = (datetime.now(UTC) - self._info.started_time).total_seconds()
+        self._due = time.monotonic() + self._every - max(waited, 0)
         self._ask_at = 0.0
         self._send = _sender()
         self._heartbeat = ActivityHeartbeat(task_token=self._info.task_token)

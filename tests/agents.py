@@ -115,16 +115,16 @@ class AnswerWorkflow:
 
 @workflow.defn
 class PulsingWorkflow:
-    """An agent with the tools of toolbox.py, and a heartbeat timeout of a second for its model calls."""
+    """An agent with the tools of toolbox.py, and a heartbeat timeout of so many seconds for its model calls."""
 
     @workflow.run
-    async def run(self, query: str) -> str:
+    async def run(self, heartbeat_timeout: float) -> str:
         llm = TemporalLanguageModel(
             "test/model",
-            heartbeat_timeout=timedelta(seconds=1),
+            heartbeat_timeout=timedelta(seconds=heartbeat_timeout),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=10), backoff_coefficient=1),
         )
-        return (await transcript_of(ai.run(other_agent, llm, query)))[-1].text
+        return (await transcript_of(ai.run(other_agent, llm, "go")))[-1].text
 
 
 @workflow.defn
