@@ -201,7 +201,7 @@ def markdown(results: Results) -> str:
     return f"""\
 # Results under load
 
-Written by `{r.command}`, in one run of {r.minutes:.0f} minutes.
+Written by `{r.command}`, in {r.minutes:.0f} minutes.
 
 - Work: a model call that asks for a tool, a tool call that is answered at once, a model call that answers with
   {r.tokens} tokens. Without any overhead it takes {main[0].ideal:g} s. All agents start at once.
