@@ -123,6 +123,8 @@ class _InWorkflow:
         if told.is_idle and isinstance(event, StepStartEvent | StepFinishEvent):
             told.is_idle = isinstance(event, StepStartEvent)
             return
+        if self.handler is telemetry._NOOP and not isinstance(event, RunStartEvent):  # private: nobody listens
+            return
         match event:
             case RunStartEvent():
                 telemetry._run_id.set(_next_run_id())  # private: for `get_run_id()`; the SDK's own is random
@@ -131,7 +133,7 @@ class _InWorkflow:
                 told.tool_starts[asyncio.current_task(), event.tool_call_id] = workflow.time_ns()
             case ToolCallFinishEvent():
                 # The SDK's clock would measure from the replay on.
-                start = told.tool_starts.pop((asyncio.current_task(), event.tool_call_id))
+                start = told.tool_starts.pop((asyncio.current_task(), event.tool_call_id), workflow.time_ns())
                 event = replace(event, duration_ms=(workflow.time_ns() - start) / 1e6)
         by_run_before = told.resumes and isinstance(event, RunStartEvent | StepStartEvent)
         if isinstance(event, StepStartEvent):
