@@ -125,11 +125,7 @@ class TemporalLanguageModel(ai.LanguageModel):
         check_wrappers()
         self.calls += 1
         await _Pump.start()  # from now on `ai.run()` writes no timers
-        request = ModelRequest(
-            messages=messages,
-            tools=specs_of(tools or ()),
-            output_type=output_type,
-        )
+        request = ModelRequest(messages=messages, tools=specs_of(tools or ()), output_type=output_type)
         summary = f"{self.model}, call {self.calls}"
         options = workflow.ActivityConfig(summary=shortened(summary)) | MODEL_OPTIONS | self._options
         # The history keeps the input of an activity for good. So the request is not in it, only a number. While the
@@ -184,9 +180,9 @@ def temporal_tool[**P, R](
     Every worker has to import the module of this call, also one that only runs activities.
 
     Args:
-        tool: What `@ai.tool` made of an async function. The function must not block the event loop: all
-            other calls of the worker would wait, and after a minute they would be made again elsewhere. Pydantic has to
-            make JSON of its result.
+        tool: What `@ai.tool` made of an async function. The function must not block the event loop: all other
+            calls of the worker would wait, and after a minute they would be made again elsewhere. Pydantic has to make
+            JSON of its result.
         before: Awaited before each call, such as `ask_a_person` of options/approvals.py. It has to come from a module
             that is passed through, like the tool.
         options: Activity options, over the ones in `TOOL_OPTIONS`. `retry_policy=RetryPolicy(maximum_attempts=1)` means

@@ -11,9 +11,9 @@ from typing import Any
 from temporalio import activity, workflow
 from temporalio.client import WorkflowHandle
 
-WATCH_QUERY = "watch"
+WATCH_QUERY = "watch_model_text"
 """Name of the Temporal query. Its argument is for how many seconds from now the run is watched at least; its answer is
-for how many it is."""
+for how many it is. No workflow is likely to have a query of this name for itself."""
 
 WATCH_SECONDS = 15.0
 """For how long one call of `watch()` lasts. A query may be lost with its worker, so a watcher calls every

@@ -195,8 +195,9 @@ class ModelReply(pydantic.BaseModel):
 class LiveText(pydantic.BaseModel):
     """The text of an answer so far: the details of a model activity's heartbeats.
 
-    Heartbeats cost no history. Read them with `WorkflowHandle.describe()`, from the pending activities. After a
-    failed attempt its last heartbeat stays there for a while: `attempt` tells whose it is.
+    Heartbeats cost no history. Call `watch()` of bridge/watching.py, and read them with `WorkflowHandle.describe()`,
+    from the pending activities. After a failed attempt its last heartbeat stays there for a while: `attempt` tells
+    whose it is.
     """
 
     attempt: int
