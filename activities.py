@@ -30,6 +30,7 @@ from bridge.tools import tool_functions
 from bridge.transcript import fetch_request
 from bridge.wire import (
     PAYLOAD_LIMIT,
+    STOPPED,
     ModelCall,
     ModelReply,
     ModelRequest,
@@ -63,7 +64,15 @@ class ModelActivities:
         with classified_failures(), heartbeats() as live:
             request = await fetch_request(call.number)
             model = self.make_model(call.model)
-            message = await _drain(model, request, call.idle_timeout, live)
+            try:
+                message = await _drain(model, request, call.idle_timeout, live)
+            except asyncio.CancelledError:
+                details = activity.cancellation_details()
+                if not (details and details.cancel_requested and live.text):
+                    raise
+                # People have read this much of the answer, so it is kept (options/conversation.py).
+                half = ai.Message(role="assistant", parts=[ai.TextPart(text=live.text)])
+                return ModelReply(message=half, finish_reason=STOPPED)
             reply = ModelReply(
                 message=well_formed(message, request),  # a call of a made-up tool tells the model so
                 finish_reason=getattr(model, "finish_reason", None),

@@ -43,7 +43,7 @@ from bridge.tools import (
     wrapped_already,
 )
 from bridge.transcript import run_transcript
-from bridge.wire import ModelCall, ModelRequest, ToolCall, ToolReply
+from bridge.wire import STOPPED, ModelCall, ModelRequest, ToolCall, ToolReply
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=8)
 """How long a dead worker goes unnoticed. Both activities heartbeat every quarter of it (bridge/heartbeats.py): a worker
@@ -142,6 +142,8 @@ class TemporalLanguageModel(ai.LanguageModel):
         expect_results(len(reply.message.tool_calls))
         self.finish_reason = reply.finish_reason
         yield reply.message
+        if reply.finish_reason == STOPPED:  # the call was cancelled, and waited for its activity
+            raise asyncio.CancelledError
 
     def _check_limits(self) -> None:
         if self.calls >= self.max_calls:

@@ -5,6 +5,8 @@ runs it without Temporal. It is then not durable, and the error of a tool ends i
 """
 
 import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
 
 import pydantic
 from temporalio import workflow
@@ -14,10 +16,11 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
-    from bridge.wire import text_of
+    from bridge.wire import STOPPED, text_of
     from durable import temporal_tool
     from options.approvals import approve_if_enabled, enable_approvals
-    from options.continuing import Carried, ContinuingModel
+    from options.continuing import Carried
+    from options.conversation import Conversation, ConversationState, ConversingModel
     from tools import get_population, get_weather
 
 SYSTEM_PROMPT = """\
@@ -28,9 +31,10 @@ When a tool fails, say so and answer what you can. Be brief."""
 TOOLS = [get_weather, get_population]
 
 
-async def agent(llm: ai.LanguageModel, query: str) -> ai.StreamResult:
+async def agent(llm: ai.LanguageModel, query: str, earlier: Sequence[ai.Message] = ()) -> ai.StreamResult:
     """Ask the model, run the tools it calls all at once, and again, until it answers in text."""
-    messages = ai.make_messages(system=SYSTEM_PROMPT, user=query)
+    system, user = ai.make_messages(system=SYSTEM_PROMPT, user=query)
+    messages = [system, *earlier, user]
     while True:
         result = await ai.stream_step(llm, messages, TOOLS, label="agent")
         if not result.tool_calls:
@@ -57,29 +61,45 @@ class AgentRequest(pydantic.BaseModel):
     """The same."""
     approve: bool = False
     """Whether a person is asked before each tool call."""
+    query_id: str = ""
+    stay_open: bool = False
+    idle_limit: timedelta | None = None
+    """For these three see `Conversation`."""
+    conversation: ConversationState | None = None
+    """What was said in an earlier run, if this one goes on from there."""
     carried: Carried | None = None
     """The state of the run before, if this one continues it as new."""
 
 
 class AgentAnswer(pydantic.BaseModel):
-    """Result of `AgentWorkflow`. `finish_reason` tells an answer that was cut (`length`, `content-filter`)."""
+    """Result of `AgentWorkflow`. `finish_reason` tells why an answer was cut: `length`, `content-filter`, `stopped`."""
 
     text: str
     finish_reason: str | None = None
+    conversation: ConversationState | None = None
+    """All that was said, for a run that goes on from here."""
 
 
 @workflow.defn
 class AgentWorkflow:
     """Runs `agent()` so that it survives crashes: every model and tool call is an activity."""
 
+    @workflow.init  # so that it takes messages from the first moment
+    def __init__(self, request: AgentRequest) -> None:
+        self._conversation = Conversation(request, stay_open=request.stay_open, idle_limit=request.idle_limit)
+
     @workflow.run
     async def run(self, request: AgentRequest) -> AgentAnswer:
-        # A `TemporalLanguageModel` that continues the run as new when its history is long, with `carried` in the same
-        # request. Only for loops that make one model call at a time.
-        llm = ContinuingModel(request.model, request, max_calls=request.max_model_calls, max_tokens=request.max_tokens)
         enable_approvals(request.approve)  # for this workflow run only
-        text = ""
-        # After it has continued as new, `ai.run()` answers from the checkpoint what was done before.
-        async for message in ai.run(agent, llm, request.query, checkpoint=llm.checkpoint):
-            text = text_of(message)  # that of the last message is the answer
-        return AgentAnswer(text=text, finish_reason=llm.finish_reason)
+        answer = AgentAnswer(text="")
+        while turn := await self._conversation.next_turn():  # one for the query, and one for each message that follows
+            # A `TemporalLanguageModel` that continues the run as new when its history is long. Only for loops that make
+            # one model call at a time.
+            llm = ConversingModel(request.model, turn, max_calls=request.max_model_calls, max_tokens=request.max_tokens)
+            async with turn:  # may be stopped
+                earlier = await turn.earlier()
+                # After it has continued as new, `ai.run()` answers from the checkpoint what was done before.
+                async for message in ai.run(agent, llm, turn.question, earlier, checkpoint=llm.checkpoint):
+                    turn.text = text_of(message)  # that of the last message is the answer
+            answer = AgentAnswer(text=turn.text, finish_reason=STOPPED if turn.is_stopped else llm.finish_reason)
+        return answer.model_copy(update={"conversation": self._conversation.state()})

@@ -75,6 +75,11 @@ class Live:
         """Have whoever watches see this message so far."""
         self._message, self._is_news = message, True
 
+    @property
+    def text(self) -> str:
+        """The text of this message."""
+        return text_of(self._message) if self._message else ""
+
     def tick(self, now: float) -> None:
         """In the thread: send what is due."""
         watched = is_watched(self._info.workflow_id or "")

@@ -185,6 +185,10 @@ class ModelCall(pydantic.BaseModel):
     idle_timeout: timedelta
 
 
+STOPPED = "stopped"
+"""Finish reason of half an answer, whose call was cancelled."""
+
+
 class ModelReply(pydantic.BaseModel):
     """Result of `llm_stream_activity`. `finish_reason` is None where the model class does not tell it."""
 

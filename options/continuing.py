@@ -22,10 +22,11 @@ import hashlib
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
-from typing import Any, Protocol, Unpack, override
+from typing import Any, Protocol, Self, Unpack, override
 
 import pydantic
 import vercel_ai_sdk as ai
+from pydantic_core import to_json
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 from vercel_ai_sdk.core.checkpoint import HookEvent, StepEvent, ToolEvent
@@ -43,7 +44,7 @@ HISTORY_SIZE_LIMIT = 40 * 1024 * 1024
 """The same in bytes."""
 
 CARRIED_LIMIT = PAYLOAD_LIMIT // 2
-"""Bytes that `Carried.state` may have: half of a payload, since there is more than that in the workflow's input."""
+"""Bytes that can be carried over: half of a payload, since there is more than that in the workflow's input."""
 
 
 class Carried(pydantic.BaseModel):
@@ -86,7 +87,7 @@ class Request(Protocol):
 
     carried: Carried | None
 
-    def model_copy(self, *, update: dict[str, object]) -> "Request":
+    def model_copy(self, *, update: dict[str, object]) -> Self:
         """As every pydantic model has it."""
 
 
@@ -156,23 +157,42 @@ class ContinuingModel(TemporalLanguageModel):
             )
 
     def _continue_if_long(self, messages: list[ai.Message]) -> None:
-        info = workflow.info()
-        full = (
-            info.get_current_history_length() >= HISTORY_LIMIT or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
-        )
-        if not (full or info.is_continue_as_new_suggested()):
+        if not is_long():
             return
-        said, state = _fingerprint(messages), _packed(ai.get_checkpoint())
-        if len(state) <= CARRIED_LIMIT:
+        said, state, besides = _fingerprint(messages), _packed(ai.get_checkpoint()), self._carried_besides()
+        if fits(len(state) + len(to_json(besides))):
             carried = Carried(calls=self.calls, usage=run_transcript().usage, said=said, state=state)
-            workflow.continue_as_new(self._request.model_copy(update={"carried": carried}))
-        if full:
-            raise ApplicationError(
-                f"the history is full, and the conversation is too long to continue as new: {len(state):,} bytes, "
-                f"where {CARRIED_LIMIT:,} can be carried over",
-                type="ConversationTooLong",
-                non_retryable=True,
-            )
+            workflow.continue_as_new(self._request.model_copy(update={"carried": carried, **besides}))
+
+    def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
+        """Other fields of the next run's input."""
+        return {}
+
+
+def is_long() -> bool:
+    """Whether the history of the current run is long enough to continue as new."""
+    return _is_full() or workflow.info().is_continue_as_new_suggested()
+
+
+def fits(size: int) -> bool:
+    """Whether so many bytes can be carried over. If not, the run goes on without, until its history is full.
+
+    Raises:
+        ApplicationError: The history is full.
+    """
+    if size > CARRIED_LIMIT and _is_full():
+        raise ApplicationError(
+            f"the history is full, and the conversation is too long to continue as new: {size:,} bytes, "
+            f"where {CARRIED_LIMIT:,} can be carried over",
+            type="ConversationTooLong",
+            non_retryable=True,
+        )
+    return size <= CARRIED_LIMIT
+
+
+def _is_full() -> bool:
+    info = workflow.info()
+    return info.get_current_history_length() >= HISTORY_LIMIT or info.get_current_history_size() >= HISTORY_SIZE_LIMIT
 
 
 def _packed(checkpoint: ai.Checkpoint) -> str:
