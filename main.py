@@ -18,20 +18,20 @@ if __name__ == "__main__":
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 from temporalio.client import Client
-from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.worker import Worker
 
 from app import demo
 from app.endings import Ending
 from app.environment import build_of_worker, check_environment
 from app.output import say, say_error, set_up_logging, title
-from app.runs import Handle, answer_question, check_size, join, task_queue_of
+from app.runs import Handle, answer_question, join, list_conversations, send_message, signal_run, task_queue_of
 from app.server import temporal_server
 from app.terminal import show_run
+from options.conversation import ConversationState, UserMessage
 from options.gateway import GatewayModel
 from plugin import MAX_ACTIVITIES, DurableAgents
 from workflow import AgentRequest, AgentWorkflow
@@ -64,16 +64,24 @@ async def run(options: Options) -> int:
     )
     async with Ending(options) as ending, temporal_server(plugin) as server:
         queue = await task_queue_of(server.client, options)
-        worker = nullcontext() if options.no_worker else make_worker(server.client, queue, ending.worker_failed)
+        worker = make_worker(server.client, queue, ending.worker_failed) if options.has_worker else nullcontext()
         async with worker, ending.work():  # the first Ctrl-C stops the work, then the worker
             if options.worker:
                 say(f"Worker on {server.client.service_client.config.target_host} is ready. Ctrl-C stops it.")
                 await asyncio.Event().wait()
+            elif options.list:
+                await list_conversations(server.client)
+            elif options.stop or options.end:
+                await signal_run(server.client, options)
             elif options.answers:
                 await answer_question(server.client, options)
+            elif options.id is not None and options.query is None:
+                handle, state = await join(server.client, options.id, options.task_queue)
+                await show_run(server, handle, state, None, options)
             else:
-                handle, state = await start_or_join(server.client, options)
-                await show_run(server, handle, state, options)
+                message = UserMessage(id=uuid.uuid4().hex, text=options.query or DEFAULT_QUERY)
+                handle, state = await ask(server.client, message, options)
+                await show_run(server, handle, state, message.id, options)
     return ending.status
 
 
@@ -92,30 +100,35 @@ def make_worker(
     )
 
 
-async def start_or_join(client: Client, options: Options) -> tuple[Handle, str]:
-    """Start the run, or join the one that has its name. Returns the handle, and the state of a joined run in words.
+async def ask(client: Client, message: UserMessage, options: Options) -> tuple[Handle, str]:
+    """Send a message to the run that has its name, or to a new one. Returns its handle, and its state in words.
 
     Raises:
-        UserError: It cannot be joined, or the query is too large.
+        UserError: That is not possible, or the message is too large.
     """
     workflow_id = options.id or f"agent-{uuid.uuid4().hex[:12]}"
-    request = AgentRequest(query=options.query or DEFAULT_QUERY, model=options.model, approve=options.approve)
-    check_size(request)
-    if options.id is None or options.query is not None:  # an id alone only joins
-        with suppress(WorkflowAlreadyStartedError):
-            started = await client.start_workflow(
-                AgentWorkflow.run,
-                request,
-                id=workflow_id,
-                task_queue=options.task_queue,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                request_eager_start=not options.no_worker,  # saves a round trip where the worker is in this process
-                static_summary=title(request.query),
-            )
-            return started, ""
-    handle, running = await join(client, workflow_id, options.task_queue)
-    state = " is under way" if running else " is over"
-    return handle, state + ("; it keeps the query that it was started with" if options.query else "")
+
+    async def start(conversation: ConversationState | None, memo: dict[str, Any]) -> Handle:
+        request = AgentRequest(
+            query=message.text,
+            query_id=message.id,
+            model=options.model,
+            approve=options.approve,
+            stay_open=options.chat,
+            idle_limit=options.idle_limit,
+            conversation=conversation,
+        )
+        return await client.start_workflow(
+            AgentWorkflow.run,
+            request,
+            id=workflow_id,
+            task_queue=options.task_queue,
+            request_eager_start=not options.no_worker,  # saves a round trip where the worker is in this process
+            static_summary=title(message.text),
+            memo=memo,
+        )
+
+    return await send_message(client, workflow_id, message, start, options.task_queue)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import unicodedata
+from datetime import timedelta
 from types import ModuleType
 
 DEFAULT_MODEL = "anthropic/claude-sonnet-4.6"
@@ -28,6 +29,11 @@ class Options(argparse.Namespace):
     no: str | None
     resolve: list[str] | None
     """Label of a hook, and a JSON object."""
+    chat: bool
+    idle_limit: timedelta | None
+    stop: bool
+    end: bool
+    list: bool
     reason: str | None
     max_activities: int | None
     debug: bool
@@ -39,9 +45,14 @@ class Options(argparse.Namespace):
         return bool(self.yes or self.no or self.resolve)
 
     @property
+    def has_worker(self) -> bool:
+        """Whether this process runs a worker. Signals and visibility need none."""
+        return not (self.no_worker or self.stop or self.end or self.list)
+
+    @property
     def makes_calls(self) -> bool:
-        """Whether this process runs a worker that makes model and tool calls."""
-        return not (self.no_worker or self.answers)
+        """Whether its worker makes model and tool calls."""
+        return self.has_worker and not self.answers
 
 
 def parse(arguments: list[str]) -> Options:
@@ -50,13 +61,23 @@ def parse(arguments: list[str]) -> Options:
         prog="main.py", description="Ask a durable agent about the weather and population of cities."
     )
     parser.add_argument("query", nargs="?", metavar="QUERY", help="the question; - reads it from standard input")
-    parser.add_argument("--id", help="name of the run; joins the run of that name if there is one")
+    parser.add_argument("--id", help="name of the conversation; goes on with the one of that name if there is one")
+    parser.add_argument("--chat", action="store_true", help="converse; the conversation stays open until --end")
+    parser.add_argument(
+        "--idle-limit",
+        type=_duration,
+        metavar="TIME",
+        help="with --chat: end a new conversation after 90s, 30m, 12h or 7d without a message (default: never)",
+    )
     parser.add_argument("--model", help=f"model to ask (default: $AI_MODEL or {DEFAULT_MODEL})")
     parser.add_argument("--offline", action="store_true", help="use the demo model and sample data")
     parser.add_argument("--approve", action="store_true", help="ask for your approval before each tool call")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--worker", action="store_true", help="only serve, until interrupted")
     mode.add_argument("--no-worker", action="store_true", help="only submit and follow; a worker runs elsewhere")
+    mode.add_argument("--stop", action="store_true", help="stop the agent at once, in the conversation --id")
+    mode.add_argument("--end", action="store_true", help="end the open conversation --id")
+    mode.add_argument("--list", action="store_true", help="list the conversations, and what they wait for")
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--yes", metavar="CALL", help="approve a tool call or a hook of the run --id")
     answer.add_argument("--no", metavar="CALL", help="refuse a tool call or a hook of the run --id")
@@ -70,26 +91,8 @@ def parse(arguments: list[str]) -> Options:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and logs (or DURABLE_DEBUG=1)")
     options = parser.parse_args(arguments, namespace=Options())
-
-    if options.worker and (options.query or options.id or options.model):
-        parser.error("--worker only serves: it takes no query, --id or --model")
-    if options.answers and (options.id is None or options.query is not None):
-        parser.error("--yes, --no and --resolve answer a question of a run: they take its --id and no query")
-    if options.reason is not None and options.no is None:
-        parser.error("--reason says why not: it belongs to --no")
-    if options.approve and (options.worker or (options.id is not None and options.query is None)):
-        parser.error("--approve is for starting a run: it takes a query")
-    if options.query == "-":
-        options.query = _standard_input()
-    for name in ("query", "id", "model", "yes", "no", "reason"):
-        if (value := getattr(options, name)) is not None:
-            setattr(options, name, _text(parser, "the query" if name == "query" else f"--{name}", value))
-    if options.resolve is not None:
-        options.resolve = [_text(parser, "--resolve", value) for value in options.resolve]
-        if not _is_json_object(options.resolve[1]):
-            parser.error("--resolve takes the label of a hook and a JSON object")
-    if options.id is not None and (size := len(options.id.encode())) > 1000:
-        parser.error(f"--id has {size:,} bytes, over the limit of 1,000")  # the server's
+    _check_usage(parser, options)
+    _check_texts(parser, options)
 
     options.debug = options.debug or os.environ.get("DURABLE_DEBUG", "0") not in ("", "0")
     options.offline = options.offline or not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
@@ -103,6 +106,51 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
+
+
+def _check_usage(parser: argparse.ArgumentParser, options: Options) -> None:
+    if options.worker and (options.query or options.id or options.model):
+        parser.error("--worker only serves: it takes no query, --id or --model")
+    if options.list and (options.query or options.id or options.model):
+        parser.error("--list lists all conversations: it takes no query, --id or --model")
+    if (options.stop or options.end) and (options.id is None or options.query is not None):
+        parser.error("--stop and --end are for a conversation: they take its --id and no query")
+    if options.chat and (options.worker or options.answers or options.stop or options.end or options.list):
+        parser.error("--chat converses: it takes only a query, --id, --model, --approve and the like")
+    if options.idle_limit is not None and not options.chat:
+        parser.error("--idle-limit is for a new conversation: it belongs to --chat")
+    if options.answers and (options.id is None or options.query is not None):
+        parser.error("--yes, --no and --resolve answer a question of a run: they take its --id and no query")
+    if options.reason is not None and options.no is None:
+        parser.error("--reason says why not: it belongs to --no")
+    if options.approve and (options.worker or (options.id is not None and options.query is None and not options.chat)):
+        parser.error("--approve is for starting a run: it takes a query")
+
+
+def _check_texts(parser: argparse.ArgumentParser, options: Options) -> None:
+    if options.query == "-":
+        options.query = _standard_input()
+    for name in ("query", "id", "model", "yes", "no", "reason"):
+        if (value := getattr(options, name)) is not None:
+            setattr(options, name, _text(parser, "the query" if name == "query" else f"--{name}", value))
+    if options.resolve is not None:
+        options.resolve = [_text(parser, "--resolve", value) for value in options.resolve]
+        if not _is_json_object(options.resolve[1]):
+            parser.error("--resolve takes the label of a hook and a JSON object")
+    if options.id is not None and (size := len(options.id.encode())) > 1000:
+        parser.error(f"--id has {size:,} bytes, over the limit of 1,000")  # the server's
+
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _duration(text: str) -> timedelta:
+    if not (text.isascii() and text[:-1].isdecimal() and int(text[:-1]) > 0 and text[-1] in UNITS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 30m, 12h or 7d")
+    try:
+        return timedelta(**{UNITS[text[-1]]: int(text[:-1])})
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long") from None
 
 
 def _standard_input() -> str:

@@ -55,31 +55,47 @@ Part = dict[str, Any]
 
 async def demo_model(body: dict[str, Any]) -> AsyncIterator[Part]:
     """Call the tools for the cities in the query; when their results are there, write the answer from them."""
-    prompt: list[dict[str, Any]] = body["prompt"]
-    turn = [message for message in prompt if message["role"] != "system"]
-    query = " ".join(part["text"] for part in turn[0]["content"] if part["type"] == "text")
-    results = [part for message in turn if message["role"] == "tool" for part in message["content"]]
+    before, turn = _turns(body["prompt"])
+    asked = {
+        part["toolCallId"]: (part["toolName"], str(part["input"].get("city", "?")))
+        for part in _parts(turn, "assistant")
+        if part["type"] == "tool-call"
+    }
+    cities = _cities(" ".join(part["text"] for part in _parts(before, "user")))
+    wanted = list[tuple[str, str]]()
+    for part in _parts(turn, "user"):
+        wanted += _calls(part["text"], cities, [tool["name"] for tool in body.get("tools", ())])
+    calls = [call for call in dict.fromkeys(wanted) if call not in asked.values()]
     yield {"type": "stream-start", "warnings": []}
-    if calls := [] if results else _calls(query, [tool["name"] for tool in body.get("tools", ())]):
-        for i, (name, city) in enumerate(calls, 1):
+    if calls:
+        first = 1 + sum(part["type"] == "tool-call" for part in _parts(body["prompt"], "assistant"))
+        for i, (name, city) in enumerate(calls, first):
             for part in tool_call(f"call_{i}", name, {"city": city}):
                 yield part
         text, reason = "", "tool-calls"
     else:
-        asked = {
-            part["toolCallId"]: part["input"]
-            for message in turn
-            if message["role"] == "assistant"
-            for part in message["content"]
-            if part["type"] == "tool-call"
-        }
-        text, reason = _answer(results, asked), "stop"
+        text, reason = _answer(_parts(turn, "tool"), asked), "stop"
         yield {"type": "text-start", "id": "1"}
         for token in re.findall(r"\s*\S+", text):
             await asyncio.sleep(SECONDS_PER_TOKEN)
             yield {"type": "text-delta", "id": "1", "delta": token}
         yield {"type": "text-end", "id": "1"}
     yield finish(reason, tokens_in=len(json.dumps(body)) // 4, tokens_out=len(text) // 4 + 20 * len(calls))
+
+
+def _turns(prompt: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The prompt, up to the latest answer and after it."""
+    ends = [
+        i + 1
+        for i, message in enumerate(prompt)
+        if message["role"] == "assistant" and not any(part["type"] == "tool-call" for part in message["content"])
+    ]
+    end = max(ends, default=0)
+    return prompt[:end], prompt[end:]
+
+
+def _parts(messages: list[dict[str, Any]], role: str) -> list[dict[str, Any]]:
+    return [part for message in messages if message["role"] == role for part in message["content"]]
 
 
 def tool_call(id: str, name: str, arguments: object) -> Iterator[Part]:
@@ -97,14 +113,15 @@ def finish(reason: str, tokens_in: int = 0, tokens_out: int = 0) -> Part:
     return {"type": "finish", "finishReason": {"unified": reason}, "usage": usage}
 
 
-def _calls(query: str, tools: list[str]) -> list[tuple[str, str]]:
+def _calls(query: str, cities: list[str], tools: list[str]) -> list[tuple[str, str]]:
+    """What to look up for a query, which may mean the cities that were named before it."""
     wanted = []
     if re.search(r"\b(weather|temperature|warm|cold|hot|rain|snow|sun|wind|forecast)", query, re.I):
         wanted.append("get_weather")
     if re.search(r"\b(population|people|inhabitants|big|large|lives?\b)", query, re.I):
         wanted.append("get_population")
     wanted = wanted or ["get_weather", "get_population"]
-    return [(name, city) for city in _cities(query) for name in wanted if name in tools]
+    return [(name, city) for city in _cities(query) or cities for name in wanted if name in tools]
 
 
 def _cities(query: str) -> list[str]:
@@ -120,7 +137,7 @@ def _cities(query: str) -> list[str]:
     return [city for _, city in sorted(found.items())]
 
 
-def _answer(results: list[dict[str, Any]], asked: dict[str, dict[str, Any]]) -> str:
+def _answer(results: list[dict[str, Any]], asked: dict[str, tuple[str, str]]) -> str:
     if not results:
         return (
             "I am a demo model: I only know how to look up the weather and the population of a city. "
@@ -128,7 +145,7 @@ def _answer(results: list[dict[str, Any]], asked: dict[str, dict[str, Any]]) -> 
         )
     lines: dict[str, list[str]] = {}
     for result in results:
-        city = str(asked.get(result["toolCallId"], {}).get("city", "?"))
+        _, city = asked.get(result["toolCallId"], ("", "?"))
         value = result["output"]["value"]
         facts = lines.setdefault(city, [])
         if result["output"]["type"] == "error-text":

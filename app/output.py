@@ -44,6 +44,16 @@ def print_answer(text: str) -> None:
         raise UserError(f"the answer cannot be written: {one_line(error)}") from error
 
 
+def print_plain(text: str) -> None:
+    """Write lines to standard output. UserError: they cannot be written there."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        pass  # the reader has read enough
+    except OSError as error:
+        raise UserError(f"the list cannot be written: {one_line(error)}") from error
+
+
 def say_error(error: BaseException, debug: bool) -> None:
     """Say an error in one line; with `debug` after its traceback."""
     if debug:

@@ -2,6 +2,8 @@
 
 import shlex
 import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from temporalio import exceptions
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -18,15 +20,29 @@ from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as Update
 from temporalio.service import RPCError, RPCStatusCode
 
 from app.command_line import OFFLINE_TASK_QUEUE, Options
-from app.output import COMMAND, UserError, one_line, say
+from app.output import COMMAND, UserError, one_line, print_plain, say, title
 from app.questions import Answer, NoAnswer, Question, questions_in
 from app.server import patiently
 from options.approvals import APPROVAL, Approval
 from options.continuing import CARRIED_LIMIT
+from options.conversation import ConversationState, Status, UserMessage
+from options.conversation_client import (
+    ConversationTooLong,
+    Listed,
+    conversations,
+    described,
+    end,
+    first_memo,
+    status_of,
+    stop,
+)
+from options.conversation_client import say as say_to
 from options.hooks import INVALID_RESOLUTION, memo_key
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+from workflow import AgentAnswer, AgentWorkflow
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
+
+type StartRun = Callable[[ConversationState | None, dict[str, Any]], Awaitable[Handle]]
 
 # The remedy, by the type or the status of the failure that ended the run.
 ADVICE = {
@@ -45,35 +61,123 @@ class UnfitAnswer(UserError):
     """The answer is not one that the question takes. It can be answered again."""
 
 
-def check_size(request: AgentRequest) -> None:
-    """UserError: the query is too large. Half of a payload is for the state that a run carries over."""
-    size = len(request.model_dump_json().encode())
-    if size > CARRIED_LIMIT:
-        raise UserError(f"the query has {size:,} bytes, over the limit of {CARRIED_LIMIT:,}: shorten it")
-
-
 async def find(client: Client, workflow_id: str) -> tuple[Handle, WorkflowExecutionDescription]:
     """Look a run up. UserError: there is none, or it is no agent's."""
-    handle = client.get_workflow_handle_for(AgentWorkflow.run, workflow_id)
-    try:
-        description = await handle.describe()
-    except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:
-            raise
-        raise UserError(f"there is no run called {workflow_id!r}; add a query to start one") from error
+    description = await described(client, workflow_id)
+    if description is None:
+        raise UserError(f"there is no run called {workflow_id!r}; add a query to start one")
     if description.workflow_type != "AgentWorkflow":
         raise UserError(f"{workflow_id!r} is the id of a {description.workflow_type}, not of an agent: choose another")
-    return handle, description
+    return client.get_workflow_handle_for(AgentWorkflow.run, workflow_id), description
 
 
-async def join(client: Client, workflow_id: str, task_queue: str) -> tuple[Handle, bool]:
-    """Look a run up, and whether it is under way. UserError: there is none, or it is not ours to work on."""
+async def join(client: Client, workflow_id: str, task_queue: str) -> tuple[Handle, str]:
+    """Look a run up, and what it does, in words. UserError: there is none, or it is not ours to work on."""
     handle, description = await find(client, workflow_id)
-    running = description.status == WorkflowExecutionStatus.RUNNING
-    if running and description.task_queue != task_queue:
+    if description.status != WorkflowExecutionStatus.RUNNING:
+        return handle, " is over"
+    if description.task_queue != task_queue:
         started = "offline" if description.task_queue == OFFLINE_TASK_QUEUE else "with an API key"
         raise UserError(f"run {workflow_id!r} was started {started}: join it the same way")
-    return handle, running
+    return handle, " is under way" if (await status_in(description)).working else " waits for a message"
+
+
+async def status_in(description: WorkflowExecutionDescription) -> Status:
+    """What a run does. UserError: the memo cannot be read."""
+    try:
+        return await status_of(description)
+    except Exception as error:  # any error of a data converter
+        raise unreadable(error) from error
+
+
+async def send_message(
+    client: Client, workflow_id: str, message: UserMessage, start: StartRun, task_queue: str
+) -> tuple[Handle, str]:
+    """Send a message to a conversation: to its open run, or to a new one. Returns its handle, and what became of the
+    message, in words.
+
+    Args:
+        client: For the server.
+        workflow_id: The name of the conversation.
+        message: If the agent is at work, it is made to steer the turn under way.
+        start: Starts a run that goes on from a conversation, or a new one, with this memo.
+        task_queue: Of the workers of this process.
+
+    Raises:
+        UserError: The name is that of something else, or the message or the conversation is too large.
+    """
+    if (size := len(message.model_dump_json().encode())) > CARRIED_LIMIT:
+        raise UserError(f"the query has {size:,} bytes, over the limit of {CARRIED_LIMIT:,}: shorten it")
+    description = await described(client, workflow_id)
+    became = ""
+    if description is not None:
+        _, became = await join(client, workflow_id, task_queue)
+        if became == " is under way":
+            message.steers = (await status_in(description)).turn
+            became += ", and the message steers it"
+        else:
+            became = " goes on"
+
+    async def begin(state: ConversationState | None) -> Handle:
+        return await start(state, await first_memo(description, title(message.text), state))
+
+    try:
+        await say_to(client, workflow_id, message, begin)
+    except ConversationTooLong as error:
+        raise UserError(f"{one_line(error)}: start another one, without --id {shlex.quote(workflow_id)}") from error
+    except RPCError as error:
+        if error.status != RPCStatusCode.DEADLINE_EXCEEDED:
+            raise
+        raise UserError(
+            f"run {workflow_id!r} did not end by itself, so a worker has to read what was said, and none answers: "
+            "the message was not sent; start a worker and send it again"
+        ) from error
+    return client.get_workflow_handle_for(AgentWorkflow.run, workflow_id), became
+
+
+async def signal_run(client: Client, options: Options) -> None:
+    """Stop the turn under way, or end the conversation. UserError: there is none."""
+    handle, description = await find(client, options.id or "")
+    if description.status != WorkflowExecutionStatus.RUNNING:
+        raise UserError(f"run {handle.id!r} is over")
+    more = f'Go on with: {COMMAND} --id {shlex.quote(handle.id)} "…"'
+    if options.end:
+        await end(handle)
+        say(f"Ending {handle.id}, when all messages are answered. {more}")
+    elif (turn := await stop(handle)) is None:
+        raise UserError(f"nothing to stop: {handle.id!r} waits for a message")
+    else:
+        say(f"Stopping turn {turn} of {handle.id}. {more}")
+
+
+async def list_conversations(client: Client) -> None:
+    """Write the conversations to standard output, the latest first. UserError: one cannot be read."""
+    try:
+        lines = [_line_of(listed) async for listed in conversations(client, "AgentWorkflow")]
+    except RPCError:
+        raise
+    except Exception as error:  # any error of a data converter
+        raise unreadable(error) from error
+    if not lines:
+        say("There are no conversations.")
+        return
+    width = max(len(id) for id, _, _ in lines)
+    print_plain("\n".join(f"{id:{width}}  {state:24}  {what}" for id, state, what in lines))
+
+
+def _line_of(listed: Listed) -> tuple[str, str, str]:
+    match listed.run_status:
+        case WorkflowExecutionStatus.RUNNING if listed.questions:
+            return listed.id, "waits for your answer", f"{title(listed.title)}: {', '.join(listed.questions)}"
+        case WorkflowExecutionStatus.RUNNING if listed.status.working:
+            state = "works"
+        case WorkflowExecutionStatus.RUNNING:
+            state = "waits for your message"
+        case WorkflowExecutionStatus.COMPLETED:
+            state = "is over"
+        case status:
+            state = status.name.lower().replace("_", " ") if status else "unknown"
+    return listed.id, state, title(listed.title)
 
 
 async def has_worker(client: Client, task_queue: str) -> bool:
@@ -180,3 +284,8 @@ def why_failed(error: BaseException) -> str:
             advice = ADVICE.get(message[:8]) or ADVICE.get(kind or "", "")
             return f"the run failed: {one_line(error).rstrip('.')}. {advice}".rstrip()
     return f"the run failed: {one_line(error)}"
+
+
+def turn_failed(problem: str) -> str:
+    """The failure that ended a turn in one line, and the remedy."""
+    return f"the turn failed: {problem.rstrip('.')}. {ADVICE.get(problem[:8], '')}".rstrip()

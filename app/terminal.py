@@ -28,20 +28,39 @@ from vercel_ai_sdk import Usage
 from app.command_line import Options
 from app.output import COMMAND, UserError, in_color, markdown, one_line, print_answer, printable, say, say_error, title
 from app.questions import Answer, NoAnswer, Question
-from app.runs import Handle, UnfitAnswer, has_worker, questions_of, result_of, send, unreadable, why_failed
+from app.runs import (
+    Handle,
+    UnfitAnswer,
+    has_worker,
+    questions_of,
+    result_of,
+    send,
+    status_in,
+    turn_failed,
+    unreadable,
+    why_failed,
+)
 from app.server import Server, patiently
 from bridge.watching import WATCH_AGAIN_SECONDS, watch
-from bridge.wire import LiveText, ModelReply, ToolReply
-from workflow import AgentRequest
+from bridge.wire import STOPPED, LiveText, ModelReply, ToolReply, text_of
+from options.conversation import MEMO, Status, last_text_in
+from workflow import AgentAnswer, AgentRequest
 
-CUT_SHORT = {"length": "the model's length limit", "content-filter": "a content filter"}
+CUT_SHORT = {STOPPED: "a stop", "length": "the model's length limit", "content-filter": "a content filter"}
 
 
-async def show_run(server: Server, handle: Handle, state: str, options: Options) -> None:
-    """Name a run, show every step until it is over, and print its answer.
+async def show_run(server: Server, handle: Handle, state: str, message: str | None, options: Options) -> None:
+    """Name a run, show every step until a message is answered, and print the answer.
+
+    Args:
+        server: Where the run is.
+        handle: The run.
+        state: What it is doing, in words.
+        message: The id of the message. None: until the run is over, or waits for a message.
+        options: Of the command line.
 
     Raises:
-        UserError: It failed, it cannot be read, or the server is gone for good.
+        UserError: It failed, or was stopped, or cannot be read, or the server is gone for good.
         RPCError: The server refuses.
     """
     say(f"Run {handle.id} (process {os.getpid()}){state}")
@@ -49,31 +68,32 @@ async def show_run(server: Server, handle: Handle, state: str, options: Options)
         say(f"    {page}")
     if options.no_worker and not await has_worker(server.client, options.task_queue):
         say(f"No worker serves the task queue {options.task_queue}; waiting for one.")
+    progress = Progress(server.client, handle, message, options.debug)
     try:
-        summary = await _follow(server.client, handle, options.debug)
-        answer = await result_of(handle)
+        try:
+            summary = await progress.follow()
+        except (UserError, RPCError):
+            raise
+        except Exception as error:  # the answer is wanted all the same
+            say_error(error, options.debug)
+            summary = "The progress display failed; the run went on without it."
+        answer = progress.answer or await result_of(handle)
     except WorkflowFailureError as error:
         raise UserError(why_failed(error)) from error
     except asyncio.CancelledError:
         say(f"Interrupted. The run itself goes on; follow it with: {COMMAND} --id {shlex.quote(handle.id)}")
         raise
+    is_stopped = answer.finish_reason == STOPPED
     if cut := CUT_SHORT.get(answer.finish_reason or ""):
         say(f"The answer was cut short by {cut}.")
-    print_answer(answer.text)
+    if answer.text or not is_stopped:
+        print_answer(answer.text)
     say(summary)
+    if is_stopped:
+        command = f'{COMMAND} --id {shlex.quote(handle.id)} "…"'
+        raise UserError(f"somebody stopped this answer; the conversation goes on with: {command}")
     if server.is_ours:
         say(f"To look back: {COMMAND} --worker, and open the page above. Ctrl-C stops it.")
-
-
-async def _follow(client: Client, handle: Handle, debug: bool) -> str:
-    """Show the steps, and return a summary. A failure of the display is said and no more: the answer is wanted."""
-    try:
-        return await Progress(client, handle, debug).follow()
-    except (UserError, RPCError):
-        raise
-    except Exception as error:
-        say_error(error, debug)
-        return "The progress display failed; the run went on without it."
 
 
 MARKS = {"<": ("✓", "green"), "x": ("✗", "red"), "!": ("!", "yellow"), "?": ("?", "cyan")}
@@ -140,19 +160,36 @@ class Screen:
 
 
 class Progress:
-    """Follows a run and shows its steps: each call as it starts and ends, failed attempts, the text as it comes."""
+    """Follows a run and shows its steps: each call as it starts and ends, failed attempts, the text as it comes.
 
-    def __init__(self, client: Client, handle: Handle, debug: bool) -> None:
+    Args:
+        client: For the server.
+        handle: The run.
+        message: The id of the message whose answer is wanted. None: until the run is over, or waits for a message.
+        debug: Whether to show tracebacks.
+    """
+
+    def __init__(self, client: Client, handle: Handle, message: str | None, debug: bool) -> None:
+        self.answer: AgentAnswer | None = None
+        """If the run goes on after the answer. Otherwise the answer is the run's result."""
         self._debug = debug
         self._client = client
         self._handle = handle
+        self._message = message
+        self._status = Status()
+        """What the run was doing, as far as its history has been read."""
+        self._first_turn = 0
+        """Earlier turns are not shown."""
+        self._last = AgentAnswer(text="")
+        """What the model said last, in this turn."""
         self._screen = Screen()
         self._began = self._ended = datetime.now(UTC)
         self._calls = {"model": 0, "tool": 0}
         self._usage = Usage()
 
     async def follow(self) -> str:
-        """Show every step until the run is over, and return a summary. UserError: the run cannot be read."""
+        """Show every step until the end, and return a summary. UserError: the turn failed, or cannot be read."""
+        self._first_turn = (await status_in(await patiently(self._handle.describe))).turn
         with self._screen.live:
             live = [asyncio.create_task(part) for part in (self._follow_pending(), self._keep_watched())]
             try:
@@ -170,12 +207,14 @@ class Progress:
 
     async def _follow_history(self) -> None:
         run_id: str | None = None  # the latest
-        while run_id != "":  # a run that continues as new has a history of its own for each part
+        while (
+            run_id != "" and self.answer is None
+        ):  # a run that continues as new has a history of its own for each part
             self._screen.steps.clear()
             handle = self._client.get_workflow_handle(self._handle.id, run_id=run_id)
             # A long poll: the server answers when there is something new.
             events = handle.fetch_history_events(wait_new_event=True)
-            while event := await patiently(partial(anext, events, None)):
+            while self.answer is None and (event := await patiently(partial(anext, events, None))):
                 await self._show_event(event)
                 run_id = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
 
@@ -185,15 +224,20 @@ class Progress:
             case "workflow_execution_started_event_attributes":
                 started = event.workflow_execution_started_event_attributes
                 self._began = min(self._began, now)
-                if carried := (await self._decode(started.input.payloads[0], AgentRequest)).carried:
+                request = await self._decode(started.input.payloads[0], AgentRequest)
+                if carried := request.carried:
                     self._calls = {"model": carried.calls, "tool": len(carried.checkpoint.tools)}
                     self._usage = carried.usage or Usage()
+                if request.conversation:
+                    self._last = AgentAnswer(text=last_text_in(request.conversation))
+                if MEMO in started.memo.fields:
+                    await self._take_status(started.memo.fields[MEMO], now)
             case "activity_task_scheduled_event_attributes":
                 scheduled = event.activity_task_scheduled_event_attributes
                 summary = await self._decode(event.user_metadata.summary, str)
                 of_model = scheduled.activity_type.name == "llm_stream_activity"
                 self._screen.steps[event.event_id] = Step(scheduled.activity_id, summary, of_model, since=now)
-                self._screen.say(">", summary)
+                self._say(">", summary)
             case "activity_task_started_event_attributes":
                 began = event.activity_task_started_event_attributes
                 self._screen.steps[began.scheduled_event_id].attempt = began.attempt
@@ -203,13 +247,34 @@ class Progress:
                 attempts = f", attempt {step.attempt}" if step.attempt > 1 else ""
                 mark, ended = ENDINGS[kind]
                 seconds, result = (now - step.since).total_seconds(), await self._result(event, step)
-                self._screen.say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
+                self._say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
             case "workflow_properties_modified_event_attributes":
                 changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+                if MEMO in changed:
+                    await self._take_status(changed[MEMO], now)
                 for key in changed:
                     # The history tells of every question that came or went; the description knows which are open.
                     if question := (await self._open_questions()).get(key):
                         await self._ask(key, question)
+
+    def _say(self, mark: str, text: str) -> None:
+        if self._status.turn >= self._first_turn:
+            self._screen.say(mark, text)
+
+    async def _take_status(self, payload: Payload, now: datetime) -> None:
+        status = await self._decode(payload, Status)
+        if self._message is None:
+            found = status.turn - status.working >= self._first_turn
+        else:
+            found = self._message in status.answered
+        if found:
+            if status.outcome == "failed":
+                raise UserError(turn_failed(status.problem))
+            reason = STOPPED if status.outcome == "stopped" else self._last.finish_reason
+            self.answer = self._last.model_copy(update={"finish_reason": reason})
+        elif status.working and status.turn > self._status.turn:
+            self._began, self._calls, self._usage = now, {"model": 0, "tool": 0}, Usage()
+        self._status = status
 
     async def _result(self, event: HistoryEvent, step: Step) -> str:
         """The result of a call, in short."""
@@ -221,7 +286,9 @@ class Progress:
         payload = event.activity_task_completed_event_attributes.result.payloads[0]
         if not step.of_model:
             return f": {title(to_json((await self._decode(payload, ToolReply)).result).decode(), 120)}"
-        usage = (await self._decode(payload, ModelReply)).message.usage
+        reply = await self._decode(payload, ModelReply)
+        self._last = AgentAnswer(text=text_of(reply.message), finish_reason=reply.finish_reason)
+        usage = reply.message.usage
         self._usage += usage or Usage()
         return f": {_tokens(usage)}" if usage else ""
 

@@ -342,6 +342,11 @@ def _unpacked(state: ConversationState) -> _State:
     return _State.model_validate_json(zlib.decompress(base64.b64decode(state.state)))
 
 
+def last_text_in(state: ConversationState) -> str:
+    """What the model said last in a conversation."""
+    return last_text(_unpacked(state).messages)
+
+
 def last_text(messages: Sequence[ai.Message]) -> str:
     """The text of the last message of the model."""
     return next((text_of(message) for message in reversed(messages) if message.role == "assistant"), "")
