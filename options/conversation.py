@@ -184,6 +184,14 @@ class _State(pydantic.BaseModel):
     seen: list[str] = []
     ended: bool = False
 
+    def end_turn(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> None:
+        """Take in the turn that is over: its messages, and the ids of those that it has read."""
+        self.messages += messages
+        self.questions[ids[0]] = self.turn
+        if result.outcome != "answered":
+            self.unanswered[self.turn] = result
+        self.current = None
+
 
 class Conversation:
     """The turns of a workflow run. Make it in the workflow's `@workflow.init`: an update may come with the first task.
@@ -258,23 +266,23 @@ class Conversation:
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
-        packed = self.packed()
+        state = self._state
+        if self._turn is not None and state.current is not None:
+            # The run was ended from outside. Nobody wants the calls of this turn to be made again.
+            state = state.model_copy(deep=True)
+            state.end_turn(self._turn.ids, self._turn.settled(), TurnResult(outcome="stopped", text=self._turn.text))
+        packed = _packed(state)
         return packed if len(packed.state) <= CARRIED_LIMIT else None
 
     def packed(self) -> ConversationState:
-        """The conversation so far, of any length."""
-        packed = zlib.compress(self._state.model_dump_json(exclude_none=True).encode())
-        return ConversationState(turns=self._state.turn, state=base64.b64encode(packed).decode())
+        """The conversation so far, of any length, with the turn under way."""
+        return _packed(self._state)
 
     def over(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> bool:
         """Take in the turn that is over: its messages, and the ids of those that it has read. Returns whether the run
         goes on."""
         state = self._state
-        state.messages += messages
-        state.questions[ids[0]] = state.turn
-        if result.outcome != "answered":
-            state.unanswered[state.turn] = result
-        state.current = None
+        state.end_turn(ids, messages, result)
         self._over = Status(answered=ids, outcome=result.outcome, problem=shortened(result.problem, PROBLEM_BYTES))
         return self._stay_open or bool(state.waiting)
 
@@ -336,6 +344,11 @@ class Conversation:
         if state.current is not None and self._turn is not None:
             turns.append(TurnView(number=state.turn, messages=self._turn.messages, outcome=None))
         return [turn for turn in turns if turn.messages]
+
+
+def _packed(state: _State) -> ConversationState:
+    packed = zlib.compress(state.model_dump_json(exclude_none=True).encode())
+    return ConversationState(turns=state.turn, state=base64.b64encode(packed).decode())
 
 
 def _unpacked(state: ConversationState) -> _State:
@@ -458,14 +471,21 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
-        goes_on = self._conversation.over(self.ids, self._settled(), result)
+        goes_on = self._conversation.over(self.ids, self.settled(), result)
+        if result.outcome == "failed" and not goes_on:
+            # The failure has what was said, so that no worker has to replay this run when the next one goes on.
+            cause = failure.cause if isinstance(failure, ActivityError) else failure
+            name = cause.type if isinstance(cause, ApplicationError) else type(cause).__name__
+            raise ApplicationError(
+                result.problem, self._conversation.state(), type=name, non_retryable=True
+            ) from failure
         return goes_on or self.is_stopped
 
-    def _settled(self) -> list[ai.Message]:
+    def settled(self) -> list[ai.Message]:
         """The messages as they go into the next turn: each tool call with a result, and no random id."""
         settled = [self._asked]
         steering = set(self.ids)
-        for i, message in enumerate(self._said):
+        for i, message in enumerate(message.model_copy(deep=True) for message in self._said):
             for call in message.tool_calls:
                 if call.status == "pending":
                     call.set_error("stopped before it was done, and nobody knows whether it took effect")

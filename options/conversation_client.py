@@ -6,6 +6,7 @@
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -16,11 +17,12 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from options.approvals import open_questions
@@ -77,8 +79,8 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
 
     Raises:
         ConversationTooLong: The latest run is over, and the conversation too long for another one.
-        RPCError: The server refuses. Or the latest run has failed, so that a worker has to replay it, and none does
-            (`DEADLINE_EXCEEDED`).
+        RPCError: The server refuses. Or the latest run was ended from outside, so that a worker has to replay it, and
+            none does (`DEADLINE_EXCEEDED`).
     """
     while True:
         description = await described(client, workflow_id)
@@ -177,6 +179,13 @@ async def state_of(client: Client, description: WorkflowExecutionDescription) ->
         result: _Result = await handle.result()
         if result.conversation is not None:
             return result.conversation
+    elif description.status == WorkflowExecutionStatus.FAILED:
+        try:
+            await handle.result()
+        except WorkflowFailureError as failure:
+            details = failure.cause.details if isinstance(failure.cause, ApplicationError) else ()
+            with suppress(pydantic.ValidationError):  # it is of another kind
+                return ConversationState.model_validate(next(iter(details), None))
     # It was ended from outside, or it is of a time before there were conversations.
     result_type = cast(type, ConversationState | None)
     replayed: ConversationState | None = await handle.query(
