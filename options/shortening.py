@@ -54,7 +54,7 @@ def summarize(model: str, *, over: int, keep: int = 4, prompt: str = SUMMARY_PRO
         summary = ""
         async for message in ai.run(_ask_for_summary, TemporalLanguageModel(model), messages[:start], prompt):
             summary = text_of(message)
-        text = f"Summary of our conversation so far: {summary}"
+        text = f"Summary so far: {summary}"
         return [
             # An id that stays the same in a replay.
             ai.Message(id=f"summary-before-{messages[start].id}", role="user", parts=[ai.TextPart(text=text)]),

@@ -58,10 +58,10 @@ PRINTED = {
         scripted: ['Question 1?', 'Answer 1.', 'Question 2?']
         Question 2? Answer 2.
         summarizer: ['Question 1?', 'Answer 1.', 'Sum up.']
-        scripted: ['Summary of our conversation so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Question 3?']
+        scripted: ['Summary so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Question 3?']
         Question 3? Answer 3.
-        summarizer: ['Summary of our conversation so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Sum up.']
-        scripted: ['Summary of our conversation so far: They spoke of whales.', 'Question 3?', 'Answer 3.', 'Question 4?']
+        summarizer: ['Summary so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Sum up.']
+        scripted: ['Summary so far: They spoke of whales.', 'Question 3?', 'Answer 3.', 'Question 4?']
         Question 4? Answer 4.
     """,
     "own_model": """
