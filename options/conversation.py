@@ -1,11 +1,11 @@
 """Conversations: follow-ups, messages that steer the agent while it works, and a stop that keeps all that was said.
 
     @workflow.init
-    def __init__(self, request: Request) -> None:    # see `ConversationRequest`
+    def __init__(self, request: ConversationRequest) -> None:
         self._conversation = Conversation(request, stay_open=True)
 
     @workflow.run
-    async def run(self, request: Request) -> str:
+    async def run(self, request: ConversationRequest) -> str:
         while turn := await self._conversation.next_turn():
             llm = ConversingModel("provider/model", turn)
             async with turn:
@@ -27,7 +27,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Protocol, Self, Unpack, override
+from typing import Literal, Self, Unpack, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -39,7 +39,7 @@ from bridge.failures import failure_of, reason_of
 from bridge.transcript import run_transcript
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
-from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, Request, fits, is_long
+from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, fits, is_long
 
 SAY = "say"
 """Name of the signal that brings a message: a `UserMessage`."""
@@ -146,15 +146,17 @@ some models refuse it. It may return the list that it was given. See options/sho
 # ── In the workflow ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class ConversationRequest(Request, Protocol):
-    """The workflow's input: a pydantic model with these fields and `carried`."""
+class ConversationRequest(pydantic.BaseModel):
+    """The workflow's input, or the base class of it."""
 
-    query: str
+    query: str = ""
     """The first message. Empty if all messages come as signals."""
-    query_id: str
+    query_id: str = ""
     """The id of that message. Empty if nobody refers to it."""
-    conversation: ConversationState | None
-    """The conversation that this run goes on with."""
+    conversation: ConversationState | None = None
+    """What was said in an earlier run, if this one goes on from there."""
+    carried: Carried | None = None
+    """The state of the run before, if this one continues it as new."""
 
 
 class _Steering(pydantic.BaseModel):
