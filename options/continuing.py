@@ -148,7 +148,7 @@ class ContinuingModel(TemporalLanguageModel):
         # Another model of the run may begin with the same number of calls, but it has a conversation of its own: so
         # only the first conversation is compared.
         expected, self._expected = self._expected, ""
-        if expected not in ("", _fingerprint(messages)):
+        if expected and expected != _fingerprint(messages):
             raise ApplicationError(
                 "when the run continued as new, the loop did not come back to where it was; does it make several model "
                 "calls at once, or has it tools that make some? Then it needs a `TemporalLanguageModel`",

@@ -191,7 +191,7 @@ class _State(pydantic.BaseModel):
         self.messages += messages
         self.questions[ids[0]] = self.turn
         if result.outcome != "answered":
-            self.unanswered[self.turn] = result
+            self.unanswered[self.turn] = result.model_copy(update={"text": ""})  # which is in the messages
         self.current = None
 
 
@@ -401,12 +401,16 @@ class Turn:
         return self._conversation.request
 
     async def earlier(self) -> list[ai.Message]:
-        """For the loop: the messages before the question. Await it in the block, since they may be shortened now."""
+        """For the loop: the messages before the question. Await it in the block, since they may be shortened now. To
+        change one of them, copy it."""
         state, shorten = self._state, self._conversation.shorten
         if shorten is not None and state.messages and not self._is_resumed:
             state.messages = await shorten(list(state.messages))
             kept = {message.id for message in state.messages}
             state.questions = {id: turn for id, turn in state.questions.items() if id in kept}
+            turns = set(state.questions.values())
+            state.unanswered = {turn: result for turn, result in state.unanswered.items() if turn in turns}
+        run_transcript().settle(state.messages)
         return list(state.messages)
 
     def stop(self) -> None:
@@ -487,7 +491,9 @@ class Turn:
         """The messages as they go into the next turn: each tool call with a result, and no random id."""
         settled = [self._asked]
         steering = set(self.ids)
-        for i, message in enumerate(message.model_copy(deep=True) for message in self._said):
+        for i, message in enumerate(self._said):
+            if any(call.status == "pending" for call in message.tool_calls):
+                message = message.model_copy(deep=True)  # noqa: PLW2901  # this may be a query, and the turn go on
             for call in message.tool_calls:
                 if call.status == "pending":
                     call.set_error("stopped before it was done, and nobody knows whether it took effect")
