@@ -234,13 +234,21 @@ class Soak:
             await asyncio.sleep(wait)
             if all(other.is_over for other in runs) or self.kills >= self.options.kills:
                 return
-            server = what != KILLS[0] and self.kill_server()
+            server = what != KILLS[0] and await self._kill_server_soon()
             worker = run.process if what != KILLS[1] and run.process and run.process.returncode is None else None
             if worker:
                 worker.kill()
             if server or worker:
                 self.total[KILLS[0] if not server else KILLS[2] if worker else KILLS[1]] += 1
                 self._last_kill = time.monotonic()
+
+    async def _kill_server_soon(self) -> bool:
+        """A server may be about to start."""
+        for _ in range(50):
+            if self.kill_server():
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     def kill_server(self) -> bool:
         with suppress(OSError, ValueError):
