@@ -301,8 +301,8 @@ class Dialogue:
                     started.add(event.activity_task_started_event_attributes.scheduled_event_id)
                 elif event.HasField("activity_task_completed_event_attributes"):
                     done[names[event.activity_task_completed_event_attributes.scheduled_event_id]] += 1
-            # A call that was cancelled between two attempts does not tell how many it had, nor does a tool call that was
-            # cancelled by a stop, and still open when the run was over.
+            # A call that was cancelled between two attempts does not tell how many it had, nor does a tool call that a
+            # stop has cancelled, and that was still open when the run was over.
             is_known = is_known and started == set(names)
         # Each call that was done had a prompt of its own, since the conversation only grows.
         twice = max(0, done.pop("model") - len(prompts)) + sum(number - 1 for number in done.values())
