@@ -39,7 +39,7 @@ from bridge.failures import failure_of, reason_of
 from bridge.transcript import run_transcript
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
-from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, fits, is_long
+from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, continue_as_new, fits, is_long
 
 SAY = "say"
 """Name of the signal that brings a message: a `UserMessage`."""
@@ -52,6 +52,9 @@ END = "end_conversation"
 
 ASK = "ask"
 """Name of the update that brings a message, and returns its `TurnResult`. Send it with the message's id as its own."""
+
+CONTINUED = "ContinuedAsNew"
+"""The type of the error of such an update, when the run continues as new before there is an answer: send it again."""
 
 CONVERSATION_QUERY = "conversation"
 """Name of the query that gives a `ConversationView`. Its argument is the number of the first turn that is wanted."""
@@ -220,8 +223,9 @@ class Conversation:
         self._stay_open, self._idle_limit = stay_open, idle_limit
         self._state = _unpacked(request.conversation) if request.conversation else _State()
         self._turn: Turn | None = None
-        self._over = Status()
-        """How the latest turn ended."""
+        self._over: Status = workflow.memo_value(MEMO, Status(), type_hint=Status)
+        """How the latest turn ended, which may have been in the run before."""
+        self._continues = False
         if request.query:
             # A run that continues as new in its first turn has the same input, and has seen this message.
             id = request.query_id or workflow.info().first_execution_run_id
@@ -297,8 +301,15 @@ class Conversation:
 
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
+            if not self._waits():  # or this is told already
+                self._mark(working=False)
+            self.release()
             carried = Carried(usage=run_transcript().usage)
-            workflow.continue_as_new(self.request.model_copy(update={"carried": carried, "conversation": state}))
+            continue_as_new(self.request.model_copy(update={"carried": carried, "conversation": state}))
+
+    def release(self) -> None:
+        """End the updates under way, since the run continues as new. They are sent again, to the next run."""
+        self._continues = True
 
     # ── Signals, updates and queries ──
 
@@ -317,7 +328,9 @@ class Conversation:
 
     async def _ask(self, message: UserMessage) -> TurnResult:
         self._say(message)
-        await workflow.wait_condition(lambda: message.id not in self._unanswered())
+        await workflow.wait_condition(lambda: self._continues or message.id not in self._unanswered())
+        if message.id in self._unanswered():
+            raise ApplicationError("ask the next run", type=CONTINUED)
         for turn in self._turns():
             if any(said.id == message.id for said in turn.messages):
                 return TurnResult(
@@ -464,7 +477,10 @@ class Turn:
     ) -> bool:
         task, self._task = self._task, None
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
-        if workflow.cancellation_reason() is not None or isinstance(failure, workflow.ContinueAsNewError):
+        if isinstance(failure, workflow.ContinueAsNewError):
+            self._conversation.release()
+            return False
+        if workflow.cancellation_reason() is not None:
             return False
         if self.is_stopped:
             result = TurnResult(outcome="stopped", text=self.text)

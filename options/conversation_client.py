@@ -28,6 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from options.approvals import open_questions
 from options.conversation import (
     ASK,
+    CONTINUED,
     CONVERSATION_QUERY,
     END,
     MEMO,
@@ -120,7 +121,7 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
         except WorkflowUpdateFailedError as error:
-            if getattr(error.cause, "type", None) != "AcceptedUpdateCompletedWorkflow":
+            if getattr(error.cause, "type", None) not in (CONTINUED, "AcceptedUpdateCompletedWorkflow"):
                 raise
 
 
