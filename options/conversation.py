@@ -120,6 +120,11 @@ class TurnView(pydantic.BaseModel):
     """None while the turn is under way."""
     problem: str = ""
 
+    @property
+    def result(self) -> TurnResult:
+        """The result of a turn that is over."""
+        return TurnResult(outcome=self.outcome or "answered", text=last_text(self.messages), problem=self.problem)
+
 
 class ConversationView(pydantic.BaseModel):
     """Answer of the query `CONVERSATION_QUERY`."""
@@ -185,6 +190,12 @@ class _State(pydantic.BaseModel):
     """What no turn has read yet."""
     seen: list[str] = []
     ended: bool = False
+
+    def take_in(self, ids: list[str], messages: list[ai.Message]) -> None:
+        """The turn under way is over."""
+        self.messages += messages
+        self.questions[ids[0]] = self.turn
+        self.current = None
 
 
 class Conversation:
@@ -260,23 +271,25 @@ class Conversation:
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
-        packed = self.packed()
+        state = self._state.model_copy(update={"ended": False})
+        if self._turn is not None and state.current is not None:  # the run was ended from outside
+            state.messages, state.questions = [*state.messages], {**state.questions}
+            state.unanswered = {**state.unanswered, state.turn: TurnResult(outcome="stopped")}
+            state.take_in(self._turn.ids, self._turn.settled())
+        packed = _packed(state)
         return packed if len(packed.state) <= CARRIED_LIMIT else None
 
     def packed(self) -> ConversationState:
-        """The conversation so far, of any length."""
-        packed = zlib.compress(self._state.model_dump_json(exclude_none=True).encode())
-        return ConversationState(turns=self._state.turn, state=base64.b64encode(packed).decode())
+        """All of the conversation, for a run that continues as new in the middle of a turn."""
+        return _packed(self._state)
 
     def over(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> bool:
         """Take in the turn that is over: its messages, and the ids of those that it has read. Returns whether the run
         goes on."""
         state = self._state
-        state.messages += messages
-        state.questions[ids[0]] = state.turn
         if result.outcome != "answered":
             state.unanswered[state.turn] = result
-        state.current = None
+        state.take_in(ids, messages)
         self._over = Status(answered=ids, outcome=result.outcome, problem=shortened(result.problem, PROBLEM_BYTES))
         return self._stay_open or bool(state.waiting)
 
@@ -312,9 +325,7 @@ class Conversation:
         await workflow.wait_condition(lambda: message.id not in self._unanswered())
         for turn in self._turns():
             if any(said.id == message.id for said in turn.messages):
-                return TurnResult(
-                    outcome=turn.outcome or "answered", text=last_text(turn.messages), problem=turn.problem
-                )
+                return turn.result
         raise ApplicationError(f"message {message.id!r} was answered long ago", type="AnsweredLongAgo")
 
     def _unanswered(self) -> list[str]:
@@ -340,8 +351,18 @@ class Conversation:
         return [turn for turn in turns if turn.messages]
 
 
+def _packed(state: _State) -> ConversationState:
+    packed = zlib.compress(state.model_dump_json(exclude_none=True).encode())
+    return ConversationState(turns=state.turn, state=base64.b64encode(packed).decode())
+
+
 def _unpacked(state: ConversationState) -> _State:
     return _State.model_validate_json(zlib.decompress(base64.b64decode(state.state)))
+
+
+def has_seen(state: ConversationState, id: str) -> bool:
+    """Whether a message was sent to a conversation."""
+    return id in _unpacked(state).seen
 
 
 def last_text_in(state: ConversationState) -> str:
@@ -366,7 +387,8 @@ class Turn:
         self.text = ""
         """The answer: set it to what the loop says."""
         self.is_stopped = False
-        self._conversation, self._state, self._is_resumed = conversation, state, is_resumed
+        self.conversation = conversation
+        self._state, self._is_resumed = state, is_resumed
         self._asked = _of_user(state.current)
         self._said: list[ai.Message] = []
         """What came after the question, so far."""
@@ -385,11 +407,11 @@ class Turn:
     @property
     def request(self) -> ConversationRequest:
         """What the run continues as new with."""
-        return self._conversation.request
+        return self.conversation.request
 
     async def earlier(self) -> list[ai.Message]:
         """For the loop: the messages before the question. Await it in the block, since they may be shortened now."""
-        state, shorten = self._state, self._conversation.shorten
+        state, shorten = self._state, self.conversation.shorten
         if shorten is not None and state.messages and not self._is_resumed:
             state.messages = await shorten(list(state.messages))
             kept = {message.id for message in state.messages}
@@ -402,9 +424,15 @@ class Turn:
         if self._task is not None:
             self._task.cancel()
 
-    def carried(self) -> ConversationState:
-        """The conversation, for a run that continues as new in the middle of this turn."""
-        return self._conversation.packed()
+    def settled(self) -> list[ai.Message]:
+        """The messages as they go into the next turn: each tool call with a result, and no random id."""
+        settled, steering = [self._asked], set(self.ids)
+        for i, message in enumerate(self._said):
+            known = message if message.role == "assistant" or message.id in steering else None
+            settled.append(
+                _with_results(known) if known else message.model_copy(update={"id": f"turn-{self.number}-{i}"})
+            )
+        return settled
 
     # ── For the model ──
 
@@ -460,20 +488,18 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
-        goes_on = self._conversation.over(self.ids, self._settled(), result)
+        goes_on = self.conversation.over(self.ids, self.settled(), result)
         return goes_on or self.is_stopped
 
-    def _settled(self) -> list[ai.Message]:
-        """The messages as they go into the next turn: each tool call with a result, and no random id."""
-        settled = [self._asked]
-        steering = set(self.ids)
-        for i, message in enumerate(self._said):
-            for call in message.tool_calls:
-                if call.status == "pending":
-                    call.set_error("stopped before it was done, and nobody knows whether it took effect")
-            is_known = message.role == "assistant" or message.id in steering
-            settled.append(message if is_known else message.model_copy(update={"id": f"turn-{self.number}-{i}"}))
-        return settled
+
+def _with_results(message: ai.Message) -> ai.Message:
+    if all(call.status != "pending" for call in message.tool_calls):
+        return message
+    copied = message.model_copy(deep=True)
+    for call in copied.tool_calls:
+        if call.status == "pending":
+            call.set_error("stopped before it was done, and nobody knows whether it took effect")
+    return copied
 
 
 def _of_user(message: UserMessage) -> ai.Message:
@@ -531,4 +557,4 @@ class ConversingModel(ContinuingModel):
 
     @override
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
-        return {"conversation": self._turn.carried()}
+        return {"conversation": self._turn.conversation.packed()}
