@@ -98,6 +98,10 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
         state = await state_of(client, description) if description is not None else None
         if state is not None and has_seen(state, message.id):
             return client.get_workflow_handle(workflow_id)
+        # Reading what was said may take seconds. Meanwhile another run may have come and gone.
+        latest = await described(client, workflow_id)
+        if (latest and latest.run_id) != (description and description.run_id):
+            continue
         try:
             return await start(state)
         except WorkflowAlreadyStartedError:
