@@ -75,7 +75,7 @@ class UserMessage(pydantic.BaseModel):
 
     id: str
     """Chosen by the sender. A message that is sent twice with one id counts once."""
-    text: str
+    text: str = pydantic.Field(min_length=1)
     steers: int | None = None
     """The turn that the sender saw under way, if any. The message is read in this turn, before its next model call. If
     there is no such call any more, or no such turn, the message gets a turn of its own."""
@@ -244,7 +244,6 @@ class Conversation:
             ApplicationError: The history is full, and the conversation too long to be carried over.
         """
         state = self._state
-        begun = self._turn is not None or workflow.info().continued_run_id is not None
         if self._turn is not None:
             # Only the turn that the run began with may go on from a checkpoint.
             self.request = self.request.model_copy(update={"query": "", "carried": None, "conversation": None})
@@ -263,8 +262,7 @@ class Conversation:
                 return None
             state.current, state.steering = state.waiting.pop(0), []
             state.turn += 1
-            if begun:  # whoever starts a run gives it its first status
-                self._mark(working=True)
+            self._mark(working=True)
         self._turn = Turn(self, state, is_resumed)
         return self._turn
 
@@ -298,7 +296,9 @@ class Conversation:
         return self._stay_open and not (state.ended or state.waiting or state.current)
 
     def _mark(self, *, working: bool) -> None:
-        workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
+        known = workflow.memo_value(MEMO, Status(), type_hint=Status)
+        if (known.turn, known.working) != (self._state.turn, working):  # `first_memo()` has the first one
+            workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
 
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
@@ -513,7 +513,7 @@ class ConversingModel(ContinuingModel):
         model: The model's name.
         turn: The turn that it works for.
         max_calls: Limit for one turn.
-        max_tokens: Limit for the whole conversation.
+        max_tokens: Limit for all turns of the run.
         idle_timeout: As in `TemporalLanguageModel`.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
