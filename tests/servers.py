@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from processes import end, killed_if_late
+
 from app import devserver
 
 LOOPBACK = "127.0.0.1"
@@ -35,10 +37,11 @@ def dev_server(*settings: str, port: int = 0) -> Iterator[tuple[subprocess.Popen
         try:
             assert process.stdout is not None
             # What answers on the port may be another server; only this one says that it is ready.
-            if any(line.startswith(b"Temporal Server:") for line in process.stdout):
+            with killed_if_late(process):
+                ready = any(line.startswith(b"Temporal Server:") for line in process.stdout)
+            if ready:
                 yield process, f"{LOOPBACK}:{number}"
                 return
         finally:
-            process.kill()
-            process.communicate()
+            end(process)
     raise RuntimeError("the Temporal server ends before it is ready")

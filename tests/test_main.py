@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, RunMain, StartMain, StartServer
+from processes import line_with
 from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
@@ -265,9 +266,7 @@ def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, st
 
 def test_demo_workers_leave_real_runs_alone(start_main: StartMain, run_main: RunMain, standin: StandIn) -> None:
     demo = start_main("--worker", "--offline")
-    assert demo.stderr is not None
-    while "ready" not in demo.stderr.readline():
-        pass
+    line_with(demo, "ready")
     standin.play(status(503), status(503), text("from the real one"))
     assert run_main("Weather in Tokyo?", env=standin.environment).stdout == "from the real one\n"
     assert run_main("--no-worker", "--offline", "Weather in Tokyo?").stdout == TOKYO
@@ -331,8 +330,7 @@ def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
 ) -> None:
     start_main = functools.partial(start_main, folder=folder, env=standin.environment)
     first = start_main("--worker")
-    assert first.stderr is not None
-    assert "ready" in first.stderr.readline()
+    line_with(first, "ready")
     quick = start_main("Weather in Tokyo?")
     assert quick.communicate(timeout=60)[0] == TOKYO
     other = start_main("Weather in Tokyo and Paris?")

@@ -23,6 +23,7 @@ import vercel_ai_sdk as ai
 from conftest import ROOT, StartServer
 from mcp import ClientSession
 from mcp_agents import McpRequest
+from processes import end, first_line, kill
 from standin import StandIn, held, text
 from standin import tools as calls
 from starlette.requests import Request
@@ -99,12 +100,10 @@ class HttpProcess:
         env = {**os.environ, **self.reports.environment, **environment}
         command = [sys.executable, SCRIPT, str(self._port)]
         self._process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        self._port = int(self._process.stdout.readline())
+        self._port = int(first_line(self._process))
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        kill(self._process)
 
     def restart(self, **environment: str) -> None:
         self.kill()
@@ -844,8 +843,7 @@ async def test_a_call_of_a_killed_worker_is_made_by_another(
         await result_of(handle)
     finally:
         for worker in workers:
-            worker.kill()
-            worker.communicate()
+            end(worker)
     assert told(standin) == [{"total": 3, "version": "1"}, {"result": "it is done"}]
     assert len([line for line in reports.lines if line.startswith("add")]) == 1
     assert await attempts(handle, "mcp_list_activity") == [1]
