@@ -239,6 +239,7 @@ async def test_hooks_are_answered_in_any_order_and_cost_nothing_while_they_wait(
     assert await result(run) == [f"True: {label[:3]}" for label in labels]
 
 
+@pytest.mark.parametrize("start", [1000], ids=["cached"], indirect=True)
 async def test_many_hooks_with_much_to_tell_are_no_problem(start: Start) -> None:
     labels = [str(number) for number in range(50)]
     run = await start(hooked.AskingWorkflow, hooked.Asked(labels=labels, metadata={"all": "天" * 10_000}))
