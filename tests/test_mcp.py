@@ -85,15 +85,17 @@ class Reports:
 
 
 class HttpProcess:
-    """An MCP server in a process of its own, on a port that stays the same."""
+    """An MCP server in a process of its own, on a port that stays the same. It is started when its URL is wanted."""
 
     def __init__(self, reports: Reports) -> None:
         self.reports = reports
         self._port = 0
-        self.start()
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        if self._process is None:
+            self.start()
         return f"http://127.0.0.1:{self._port}/mcp"
 
     def start(self, **environment: str) -> None:
@@ -103,7 +105,8 @@ class HttpProcess:
         self._port = int(first_line(self._process))
 
     def kill(self) -> None:
-        kill(self._process)
+        if self._process is not None:
+            kill(self._process)
 
     def restart(self, **environment: str) -> None:
         self.kill()
@@ -128,9 +131,14 @@ def http(reports: Reports) -> Iterator[HttpProcess]:
 
 
 @pytest.fixture
-def servers(http: HttpProcess, reports: Reports) -> McpServers:
+def servers(http: HttpProcess, reports: Reports, request: pytest.FixtureRequest) -> McpServers:
+    case = getattr(request.node, "callspec", None)
+    unused = case is not None and case.params.get("name") == "stdio"
     return McpServers(
-        {"http": HttpServer(http.url), "stdio": StdioServer(sys.executable, [SCRIPT], env=reports.environment)}
+        {
+            "http": HttpServer("http://127.0.0.1:9/mcp" if unused else http.url),
+            "stdio": StdioServer(sys.executable, [SCRIPT], env=reports.environment),
+        }
     )
 
 
