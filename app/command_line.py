@@ -159,4 +159,4 @@ def load_when_used() -> None:
     """Keep the SDK from loading the libraries of all its providers and of MCP, and main.py from loading the demo, which
     together takes over two seconds. Call it before their import. This agent asks the gateway, and has no MCP server."""
     for name in itertools.chain.from_iterable(USED_BY_FEW):
-        sys.modules[name] = LoadedWhenUsed(name)
+        sys.modules.setdefault(name, LoadedWhenUsed(name))

@@ -17,6 +17,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, override
 
+import app.demo  # noqa: F401  # before the call below, since tests change what is in it
+from app.command_line import load_when_used
+
+# As main.py does. The tests start many processes, and this takes a second and a half off each of them.
+load_when_used()
+
 import agents
 import pytest
 from processes import end

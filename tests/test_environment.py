@@ -171,6 +171,7 @@ def test_debugging_shows_where_an_error_came_from(run_main: RunMain, arguments: 
 
 
 HELD_UP = """\
+from app.command_line import load_when_used; load_when_used()
 import asyncio, gc, os, sys
 from temporalio.client import Client
 from options.gateway import GatewayModel

@@ -175,7 +175,7 @@ def serve_activities(address: str, queue: str, stuck_seconds: str) -> None:
 @contextmanager
 def activity_worker(client: Client, queue: str, stuck_seconds: float) -> Iterator[None]:
     """Have a process with the activities while the body runs, for the services in the environment."""
-    code = "import sys, test_load; test_load.serve_activities(*sys.argv[1:])"
+    code = "import sys, conftest, test_load; test_load.serve_activities(*sys.argv[1:])"
     address = client.service_client.config.target_host
     process = subprocess.Popen(
         [sys.executable, "-c", code, address, queue, str(stuck_seconds)],
@@ -812,6 +812,7 @@ async def test_4_connections_with_and_without_a_proxy_are_kept_apart(
 
 
 TWO_LOOPS = """
+from app.command_line import load_when_used; load_when_used()
 import asyncio, gc, sys
 import vercel_ai_sdk as ai
 from options.gateway import GatewayModel

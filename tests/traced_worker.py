@@ -9,6 +9,10 @@ import os
 import sys
 from typing import override
 
+from app.command_line import load_when_used
+
+load_when_used()
+
 import vercel_ai_sdk as ai
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
