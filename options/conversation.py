@@ -78,7 +78,7 @@ class UserMessage(pydantic.BaseModel):
 
     id: str
     """Chosen by the sender. A message that is sent twice with one id counts once."""
-    text: str
+    text: str = pydantic.Field(min_length=1)
     steers: int | None = None
     """The turn that the sender saw under way, if any. The message is read in this turn, before its next model call. If
     there is no such call any more, or no such turn, the message gets a turn of its own."""
@@ -122,6 +122,11 @@ class TurnView(pydantic.BaseModel):
     outcome: Outcome | None
     """None while the turn is under way."""
     problem: str = ""
+
+    @property
+    def result(self) -> TurnResult:
+        """The result of a turn that is over."""
+        return TurnResult(outcome=self.outcome or "answered", text=last_text(self.messages), problem=self.problem)
 
 
 class ConversationView(pydantic.BaseModel):
@@ -189,12 +194,10 @@ class _State(pydantic.BaseModel):
     seen: list[str] = []
     ended: bool = False
 
-    def end_turn(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> None:
-        """Take in the turn that is over: its messages, and the ids of those that it has read."""
+    def take_in(self, ids: list[str], messages: list[ai.Message]) -> None:
+        """The turn under way is over."""
         self.messages += messages
         self.questions[ids[0]] = self.turn
-        if result.outcome != "answered":
-            self.unanswered[self.turn] = result.model_copy(update={"text": ""})  # which is in the messages
         self.current = None
 
 
@@ -245,7 +248,6 @@ class Conversation:
             ApplicationError: The history is full, and the conversation too long to be carried over.
         """
         state = self._state
-        begun = self._turn is not None or workflow.info().continued_run_id is not None
         if self._turn is not None:
             # Only the turn that the run began with may go on from a checkpoint.
             self.request = self.request.model_copy(update={"query": "", "carried": None, "conversation": None})
@@ -264,31 +266,32 @@ class Conversation:
                 return None
             state.current, state.steering = state.waiting.pop(0), []
             state.turn += 1
-            if begun:  # whoever starts a run gives it its first status
-                self._mark(working=True)
+            self._mark(working=True)
         self._turn = Turn(self, state, is_resumed)
         return self._turn
 
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
-        state = self._state
-        if self._turn is not None and state.current is not None:
-            # The run was ended from outside. Nobody wants the calls of this turn to be made again.
-            state = state.model_copy(deep=True)
-            state.end_turn(self._turn.ids, self._turn.settled(), TurnResult(outcome="stopped", text=self._turn.text))
+        state = self._state.model_copy(update={"ended": False})
+        if self._turn is not None and state.current is not None:  # the run was ended from outside
+            state.messages, state.questions = [*state.messages], {**state.questions}
+            state.unanswered = {**state.unanswered, state.turn: TurnResult(outcome="stopped")}
+            state.take_in(self._turn.ids, self._turn.settled())
         packed = _packed(state)
         return packed if len(packed.state) <= CARRIED_LIMIT else None
 
     def packed(self) -> ConversationState:
-        """The conversation so far, of any length, with the turn under way."""
+        """All of the conversation, for a run that continues as new in the middle of a turn."""
         return _packed(self._state)
 
     def over(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> bool:
         """Take in the turn that is over: its messages, and the ids of those that it has read. Returns whether the run
         goes on."""
         state = self._state
-        state.end_turn(ids, messages, result)
+        if result.outcome != "answered":
+            state.unanswered[state.turn] = result.model_copy(update={"text": ""})  # which is in the messages
+        state.take_in(ids, messages)
         self._over = Status(answered=ids, outcome=result.outcome, problem=shortened(result.problem, PROBLEM_BYTES))
         return self._stay_open or bool(state.waiting)
 
@@ -297,12 +300,13 @@ class Conversation:
         return self._stay_open and not (state.ended or state.waiting or state.current)
 
     def _mark(self, *, working: bool) -> None:
-        workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
+        known = workflow.memo_value(MEMO, Status(), type_hint=Status)
+        if (known.turn, known.working) != (self._state.turn, working):  # `first_memo()` has the first one
+            workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
 
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
-            if not self._waits():  # or this is told already
-                self._mark(working=False)
+            self._mark(working=False)  # where another message waits, too: the next run does not tell of this turn
             self.release()
             carried = Carried(usage=run_transcript().usage)
             continue_as_new(self.request.model_copy(update={"carried": carried, "conversation": state}))
@@ -333,9 +337,7 @@ class Conversation:
             raise ApplicationError("ask the next run", type=CONTINUED)
         for turn in self._turns():
             if any(said.id == message.id for said in turn.messages):
-                return TurnResult(
-                    outcome=turn.outcome or "answered", text=last_text(turn.messages), problem=turn.problem
-                )
+                return turn.result
         raise ApplicationError(f"message {message.id!r} was answered long ago", type="AnsweredLongAgo")
 
     def _unanswered(self) -> list[str]:
@@ -370,6 +372,11 @@ def _unpacked(state: ConversationState) -> _State:
     return _State.model_validate_json(zlib.decompress(base64.b64decode(state.state)))
 
 
+def has_seen(state: ConversationState, id: str) -> bool:
+    """Whether a message was sent to a conversation."""
+    return id in _unpacked(state).seen
+
+
 def last_text_in(state: ConversationState) -> str:
     """What the model said last in a conversation."""
     return last_text(_unpacked(state).messages)
@@ -392,7 +399,8 @@ class Turn:
         self.text = ""
         """The answer: set it to what the loop says."""
         self.is_stopped = False
-        self._conversation, self._state, self._is_resumed = conversation, state, is_resumed
+        self.conversation = conversation
+        self._state, self._is_resumed = state, is_resumed
         self._asked = _of_user(state.current)
         self._said: list[ai.Message] = []
         """What came after the question, so far."""
@@ -411,12 +419,12 @@ class Turn:
     @property
     def request(self) -> ConversationRequest:
         """What the run continues as new with."""
-        return self._conversation.request
+        return self.conversation.request
 
     async def earlier(self) -> list[ai.Message]:
         """For the loop: the messages before the question. Await it in the block, since they may be shortened now. To
         change one of them, copy it."""
-        state, shorten = self._state, self._conversation.shorten
+        state, shorten = self._state, self.conversation.shorten
         if shorten is not None and state.messages and not self._is_resumed:
             state.messages = await shorten(list(state.messages))
             kept = {message.id for message in state.messages}
@@ -432,9 +440,15 @@ class Turn:
         if self._task is not None:
             self._task.cancel()
 
-    def carried(self) -> ConversationState:
-        """The conversation, for a run that continues as new in the middle of this turn."""
-        return self._conversation.packed()
+    def settled(self) -> list[ai.Message]:
+        """The messages as they go into the next turn: each tool call with a result, and no random id."""
+        settled, steering = [self._asked], set(self.ids)
+        for i, message in enumerate(self._said):
+            known = message if message.role == "assistant" or message.id in steering else None
+            settled.append(
+                _with_results(known) if known else message.model_copy(update={"id": f"turn-{self.number}-{i}"})
+            )
+        return settled
 
     # ── For the model ──
 
@@ -478,7 +492,7 @@ class Turn:
         task, self._task = self._task, None
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
         if isinstance(failure, workflow.ContinueAsNewError):
-            self._conversation.release()
+            self.conversation.release()
             return False
         if workflow.cancellation_reason() is not None:
             return False
@@ -493,29 +507,25 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
-        goes_on = self._conversation.over(self.ids, self.settled(), result)
+        goes_on = self.conversation.over(self.ids, self.settled(), result)
         if result.outcome == "failed" and not goes_on:
             # The failure has what was said, so that no worker has to replay this run when the next one goes on.
             cause = failure.cause if isinstance(failure, ActivityError) else failure
             name = cause.type if isinstance(cause, ApplicationError) else type(cause).__name__
             raise ApplicationError(
-                result.problem, self._conversation.state(), type=name, non_retryable=True
+                result.problem, self.conversation.state(), type=name, non_retryable=True
             ) from failure
         return goes_on or self.is_stopped
 
-    def settled(self) -> list[ai.Message]:
-        """The messages as they go into the next turn: each tool call with a result, and no random id."""
-        settled = [self._asked]
-        steering = set(self.ids)
-        for i, message in enumerate(self._said):
-            if any(call.status == "pending" for call in message.tool_calls):
-                message = message.model_copy(deep=True)  # noqa: PLW2901  # this may be a query, and the turn go on
-            for call in message.tool_calls:
-                if call.status == "pending":
-                    call.set_error("stopped before it was done, and nobody knows whether it took effect")
-            is_known = message.role == "assistant" or message.id in steering
-            settled.append(message if is_known else message.model_copy(update={"id": f"turn-{self.number}-{i}"}))
-        return settled
+
+def _with_results(message: ai.Message) -> ai.Message:
+    if all(call.status != "pending" for call in message.tool_calls):
+        return message
+    copied = message.model_copy(deep=True)
+    for call in copied.tool_calls:
+        if call.status == "pending":
+            call.set_error("stopped before it was done, and nobody knows whether it took effect")
+    return copied
 
 
 def _of_user(message: UserMessage) -> ai.Message:
@@ -529,7 +539,7 @@ class ConversingModel(ContinuingModel):
         model: The model's name.
         turn: The turn that it works for.
         max_calls: Limit for one turn.
-        max_tokens: Limit for the whole conversation.
+        max_tokens: Limit for all turns of the run.
         idle_timeout: As in `TemporalLanguageModel`.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
@@ -573,4 +583,4 @@ class ConversingModel(ContinuingModel):
 
     @override
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
-        return {"conversation": self._turn.carried()}
+        return {"conversation": self._turn.conversation.packed()}

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 from conftest import RunMain, StartMain
+from processes import kill, line_with
 from standin import StandIn, hang, held, status, text, text_parts, tools
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.worker import Worker
 from test_conversation import Talk, prompts
-from test_crashes import answer, kill, server_pid, wait_for_line
+from test_crashes import answer, server_pid
 
 from app.command_line import TASK_QUEUE
-from options.conversation_client import status_of, stop, turn_under_way, view
+from options.conversation_client import stop, turn_under_way, view
 from plugin import DurableAgents
 from workflow import AgentWorkflow
 
@@ -41,7 +42,7 @@ def talk(client: Client, alone: None) -> Talk:
 
 def start_worker(start: StartMain) -> subprocess.Popen[str]:
     worker = start("--worker")
-    wait_for_line(worker, "ready")
+    line_with(worker, "ready")
     return worker
 
 
@@ -95,7 +96,7 @@ async def test_a_message_waits_for_a_worker(start: StartMain, standin: StandIn, 
             await talk.handle.result()
     kill(worker)
     sender = start("--no-worker", "--id", talk.id, "second?")
-    wait_for_line(sender, f"Run {talk.id} (process {sender.pid}) goes on")
+    line_with(sender, f"Run {talk.id} (process {sender.pid}) goes on")
     kill(sender)  # nobody but the server has the message
     start_worker(start)
     async with asyncio.timeout(SECONDS):
@@ -173,24 +174,6 @@ async def test_killed_between_the_stop_and_the_end_of_the_call(
     assert len(standin.calls) == 2
 
 
-async def test_a_conversation_goes_on_from_a_run_that_was_terminated(
-    client: Client, queue: str, standin: StandIn
-) -> None:
-    talk = Talk(client, stay_open=True)
-    lookup = tools(("c1", "get_population", {"city": "Tokyo"}))
-    standin.play(text("One."), lookup, hang(), text("Three."))
-    await talk.ask("first?")
-    await talk.say("second?")
-    await called(standin, 3)
-    await talk.handle.terminate()
-    third = asyncio.create_task(talk.ask("third?"))
-    assert await third == "answered: Three."
-    assert [role for role, _ in prompts(standin)] == ["user", "assistant", "user", "assistant", "tool", "user"]
-    assert prompts(standin)[-1] == ("user", "third?")
-    assert await turns_of(talk) == [(1, "answered", 2), (2, "stopped", 2), (3, "answered", 2)]
-    assert (await status_of(await talk.handle.describe())).turn == 3
-
-
 # ── Killed servers ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -199,7 +182,7 @@ def test_a_conversation_outlives_its_server(folder: Path, start: StartMain, stan
     standin.play(text("One."))
     run = functools.partial(start, "--id", "one", folder=folder)
     worker = start("--worker", folder=folder)
-    wait_for_line(worker, "ready")
+    line_with(worker, "ready")
     assert answer(run("--no-worker", "first?"), SECONDS) == "One.\n"
 
     os.kill(server_pid(folder), signal.SIGKILL)
@@ -213,7 +196,7 @@ def test_a_conversation_outlives_its_server(folder: Path, start: StartMain, stan
 
     kill(worker)
     sender = run("--no-worker", "third?")
-    wait_for_line(sender, "goes on")
+    line_with(sender, "goes on")
     os.kill(server_pid(folder), signal.SIGKILL)
     kill(sender)
     standin.play(text("Three."))

@@ -78,7 +78,8 @@ async def test_turns_go_on_over_many_runs(start_server: StartServer, standin: St
         for event in history.events:
             timers += event.HasField("timer_started_event_attributes")
             changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-            for status in await client.data_converter.decode([changed[MEMO]] * (MEMO in changed), [Status]):
+            payloads = [payload for key, payload in changed.items() if key == MEMO]
+            for status in await client.data_converter.decode(payloads, [Status] * len(payloads)):
                 told.update(status.answered)
         run_id = history.events[-1].workflow_execution_continued_as_new_event_attributes.new_execution_run_id
     assert 0 < in_a_turn < len(statuses) - 1
