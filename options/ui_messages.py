@@ -61,7 +61,7 @@ class Steering(_Plain):
 
     type: Literal["steering-message"] = "steering-message"
     id: str
-    parts: list[Said]
+    parts: list[dict[str, pydantic.JsonValue]]
 
 
 class Asked(_Plain):
@@ -196,7 +196,7 @@ def parts_of(turn: TurnView, questions: Mapping[str, str]) -> list[Part]:
     asked = _questions_by_call([call for message in said for call in message.tool_calls], questions)
     for message in said:
         if message.role == "user":
-            parts.append(Steering(id=message.id, parts=[Said(text=message.text)]))
+            parts.append(Steering(id=message.id, parts=[{"type": "text", "text": message.text}]))
             continue
         parts.append(StepStart())
         for part in message.parts:
@@ -298,7 +298,7 @@ class SteeringMessagePart:
     """adapter: a message that was read in the middle of the turn."""
 
     id: str
-    parts: list[dict[str, str]]
+    parts: list[dict[str, pydantic.JsonValue]]
     type: str = field(default="steering-message", init=False)
 
 
@@ -406,7 +406,7 @@ def _part_goes_on(has: Part | None, part: Part, id: str) -> list[Chunk] | None:
         case File() if has is None:
             return [protocol.FilePart(url=part.url, media_type=part.media_type)]
         case Steering() if has is None:
-            return [SteeringMessagePart(part.id, [{"type": "text", "text": said.text} for said in part.parts])]
+            return [SteeringMessagePart(part.id, part.parts)]
     return [] if has == part else None
 
 

@@ -1,0 +1,357 @@
+"""examples/web.py, as the npm package `ai` and a browser use it, and as others would like to.
+
+One Temporal server, one web server with its worker, one browser and one process of node are shared by all tests.
+"""
+
+import fcntl
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import httpx
+import pytest
+from conftest import ROOT, TEMPORAL_SETTINGS
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from servers import dev_server
+from standin import StandIn, cut_off, held, parts, status, text, text_parts, tools
+
+from app import demo, devserver
+
+pytestmark = pytest.mark.xdist_group("web")
+
+AI_VERSION = "7.0.173"
+"""Of the npm package `ai`."""
+
+SECONDS = 30.0
+"""For what takes less than one, to tell that it works from that it hangs on a loaded machine."""
+
+END = {"type": "text-end", "id": "t"}
+
+type Json = dict[str, Any]
+
+
+class Web:
+    """The example's process, its Temporal server, and its model."""
+
+    def __init__(self, folder: Path, standin: StandIn) -> None:
+        self.standin = standin
+        self._stack = ExitStack()
+        self._folder = folder
+        self.address = ""
+        self.url = ""
+        self.process: subprocess.Popen[str] | None = None
+        self.start_temporal()
+        self.start()
+
+    def start_temporal(self) -> None:
+        # Runs continue as new often, and at once.
+        often = ("limit.historyCount.suggestContinueAsNew=40", 'history.workflowIdReuseMinimalInterval="0s"')
+        settings = [word for value in often for word in ("--dynamic-config-value", value)]
+        database = ("--db-filename", str(self._folder / "temporal.db"), *devserver.KILLABLE)
+        port = int(self.address.rpartition(":")[2] or 0)
+        self.temporal, self.address = self._stack.enter_context(
+            dev_server(*devserver.FAST, *settings, *database, port=port)
+        )
+
+    def start(self, **env: str) -> None:
+        port = self.url.rpartition(":")[2] or "0"
+        self.process, self.url = start_web(
+            {"TEMPORAL_ADDRESS": self.address, **self.standin.environment, **env}, "--port", port
+        )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+
+    def close(self) -> None:
+        self.kill()
+        self._stack.close()
+
+
+def start_web(env: Json, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start the example, and wait until it serves. Returns its process and its address."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith((*TEMPORAL_SETTINGS, "WEB_"))}
+    command = [sys.executable, str(ROOT / "examples" / "web.py"), *arguments]
+    process = subprocess.Popen(command, env={**clean, **env}, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.match(r"Open (http://[\d.:]+)/", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            return process, found[1]
+    raise AssertionError("it ended")
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with StandIn().serving() as standin:
+        server = Web(tmp_path_factory.mktemp("web"), standin)
+        yield server
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "web" in request.fixturenames:
+        standin = request.getfixturevalue("web").standin
+        standin._script.clear()
+        standin.calls.clear()
+        standin.lookups.clear()
+
+
+class Paused:
+    """An answer of two halves; the second one comes when the test wants it."""
+
+    def __init__(self, first: str, second: str) -> None:
+        self.release = threading.Event()
+        self.first, self.whole = first, first + second
+        start, one, two, _ = text_parts(first, second)
+        self.reply = parts(start, one, self.release, two, END, demo.finish("stop"))
+
+
+# ── The npm package ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def npm_package() -> Path:
+    """The file of the npm package `ai`, which is installed once for all sessions."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("there is no node, or no npm")
+    folder = Path(tempfile.gettempdir()) / f"durable-agent-ai-{AI_VERSION}"
+    folder.mkdir(exist_ok=True)
+    module = folder / "node_modules" / "ai" / "dist" / "index.js"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            (folder / "package.json").write_text('{"private": true}')
+            command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"ai@{AI_VERSION}"]
+            installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+            if installed.returncode != 0:
+                pytest.skip(f"ai@{AI_VERSION} cannot be installed: {installed.stderr.strip()[-200:]}")
+            (folder / "installed").touch()
+    return module
+
+
+class Node:
+    """Clients of the npm package, in a process of their own."""
+
+    def __init__(self, module: Path, url: str) -> None:
+        self.url = url
+        first = httpx.get(f"{url}/", follow_redirects=False)
+        cookie = first.headers["set-cookie"].partition(";")[0]
+        self.http = httpx.Client(base_url=f"{url}/api/chat", headers={"Cookie": cookie}, timeout=60)
+        script = Path(__file__).parent / "web_client.mjs"
+        command = ["node", str(script), module.as_uri(), f"{url}/api/chat", cookie]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._lines = defaultdict[str, queue.Queue[Json]](queue.Queue)
+        self.latest: dict[str, list[Json]] = {}
+        """The messages of each chat."""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told = json.loads(line)
+            if "messages" in told:
+                self.latest[told["chat"]] = told["messages"]
+            self._lines[told["chat"]].put(told)
+
+    def do(self, **command: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def until(self, chat: str, wanted: Callable[[Json], object], seconds: float = SECONDS) -> Json:
+        """The next line of a chat that is wanted; the ones before it are skipped."""
+        end, seen = time.monotonic() + seconds, list[Json]()
+        while (left := end - time.monotonic()) > 0:
+            try:
+                line = self._lines[chat].get(timeout=left)
+            except queue.Empty:
+                break
+            seen.append(line)
+            if wanted(line):
+                return line
+        raise AssertionError(f"it never came, after {seen[-5:]}")
+
+    def until_says(self, chat: str, words: str) -> Json:
+        """Until the latest text of the assistant is this. Returns the message."""
+
+        def says(line: Json) -> bool:
+            return bool(line.get("messages")) and last_text(line["messages"][-1]) == words
+
+        message: Json = self.until(chat, says)["messages"][-1]
+        return message
+
+    def until_done(self, chat: str, what: str = "send") -> str:
+        line = self.until(chat, lambda line: line.get("done") == what)
+        return str(line["status"])
+
+    def messages(self, id: str) -> list[Json]:
+        """As a page that is loaded anew gets them."""
+        response = self.http.get(f"/{id}")
+        assert response.status_code == 200, response.text
+        messages: list[Json] = response.json()
+        return messages
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self.http.close()
+
+
+def last_text(message: Json) -> str | None:
+    texts = [part["text"] for part in message["parts"] if part["type"] == "text"]
+    return texts[-1] if texts else None
+
+
+def essence(message: Json) -> list[Json]:
+    """The parts of a message, without what only a client that has followed them knows."""
+    kept = ("type", "text", "state", "toolCallId", "input", "output", "errorText", "id", "parts")
+    parts = [{key: part[key] for key in kept if part.get(key) is not None} for part in message["parts"]]
+    return [part if part["type"] == "steering-message" else {**part, "id": ""} for part in parts]
+
+
+@pytest.fixture(scope="module")
+def node(npm_package: Path, web: Web) -> Iterator[Node]:
+    clients = Node(npm_package, web.url)
+    yield clients
+    clients.close()
+
+
+@pytest.fixture
+def chat() -> str:
+    """The id of a conversation, and of its clients."""
+    return uuid.uuid4().hex
+
+
+def check_same(node: Node, chat: str, *names: str) -> list[Json]:
+    """What clients have made of the chunks is what a page that is loaded anew gets. Returns the messages."""
+    loaded = node.messages(chat)
+    for name in names:
+        assert [(message["id"], essence(message)) for message in node.latest[name]] == [
+            (message["id"], essence(message) if message["role"] == "assistant" else ANY) for message in loaded
+        ]
+    return loaded
+
+
+def test_use_chat_reads_an_answer_live_and_another_client_joins_in_the_middle(node: Node, web: Web, chat: str) -> None:
+    answer = Paused("Half an ", "answer.")
+    web.standin.play(answer.reply, text("Twice."))
+    node.do(chat=chat, send={"text": "first?"})
+    node.until_says(chat, "Half an ")
+    node.do(chat="joins", id=chat, messages=node.messages(chat), resume=True)
+    node.until_says("joins", "Half an ")
+    answer.release.set()
+    assert {node.until_done(chat), node.until_done("joins", "resume")} == {"ready"}
+    assert last_text(check_same(node, chat, chat, "joins")[-1]) == answer.whole
+    node.do(chat=chat, send={"text": "second?"})
+    assert node.until_done(chat) == "ready"
+    prompt = [part["text"] for message in web.standin.calls[-1].prompt[1:] for part in message["content"]]
+    assert prompt == ["first?", answer.whole, "second?"]
+    assert [last_text(message) for message in check_same(node, chat, chat)] == [*prompt, "Twice."]
+    node.do(chat="joins", resume=True)  # there is nothing to join any more
+    assert node.until_done("joins", "resume") == "ready"
+    assert node.http.get(f"/{chat}/stream").status_code == 204
+
+
+def test_use_chat_lets_a_person_allow_and_refuse_tool_calls(node: Node, web: Web, chat: str) -> None:
+    # As a model may put it: the arguments of one call are not in the order of the tool's.
+    web.standin.play(
+        tools(("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})), text("One of two.")
+    )
+    node.do(chat=chat, send={"text": "weather?"}, body={"approve": True})
+    assert node.until_done(chat) == "ready"
+    calls = [part for part in node.latest[chat][-1]["parts"] if part["type"] == "tool-get_weather"]
+    assert [(call["state"], call["input"]) for call in calls] == [
+        ("approval-requested", {"city": "Tokyo"}),
+        ("approval-requested", {"city": "Paris"}),
+    ]
+    # While it waits for a person, a client that joins gets as far.
+    node.do(chat="joins", id=chat, messages=node.messages(chat), resume=True)
+    node.until_done("joins", "resume")
+    check_same(node, chat, chat, "joins")
+    node.do(chat=chat, approve={"id": calls[1]["approval"]["id"], "approved": False, "reason": "too far"})
+    node.until_done(chat, "approve")
+    node.do(chat=chat, approve={"id": calls[0]["approval"]["id"], "approved": True})  # and sends both by itself
+    node.until_says(chat, "One of two.")
+    node.until(chat, lambda line: "finished" in line)
+    done = {part["toolCallId"]: part for part in check_same(node, chat, chat)[-1]["parts"] if "toolCallId" in part}
+    assert done["a"]["output"]["temperature"] == "18.4 °C"
+    assert (done["b"]["state"], done["b"]["approval"]["reason"]) == ("output-denied", "too far")
+    assert web.standin.lookups == ["Tokyo"]
+
+
+def test_use_chat_takes_back_the_text_of_an_attempt_that_failed(node: Node, web: Web, chat: str) -> None:
+    release = threading.Event()
+    start, words, _ = text_parts("Wrong words")
+    web.standin.play(
+        tools(("a", "get_weather", {"city": "Nowhere"})), cut_off(start, words, release), text("Nowhere is nowhere.")
+    )
+    node.do(chat=chat, send={"text": "weather?"})
+    node.until_says(chat, "Wrong words")
+    release.set()
+    assert node.until_done(chat) == "ready"
+    [_, answered] = check_same(node, chat, chat)
+    assert [part.get("text") for part in answered["parts"] if part["type"] == "text"] == ["Nowhere is nowhere."]
+    [failed] = [part for part in answered["parts"] if "toolCallId" in part]
+    assert failed["state"] == "output-error"
+    assert "Nowhere" in failed["errorText"]
+    assert "ToolError" not in failed["errorText"]
+
+
+def test_use_chat_steers_and_the_run_continues_as_new_meanwhile(node: Node, web: Web, chat: str) -> None:
+    release = threading.Event()
+    looks = [tools((f"call-{i}", "get_weather", {"city": "Tokyo"})) for i in range(6)]
+    web.standin.play(held(release, looks[0]), *looks[1:], text("In Fahrenheit."))
+    node.do(chat=chat, send={"text": "weather?"})
+    web.standin.wait_for(calls=1)
+    node.do(chat=chat, send={"text": "in Fahrenheit"})
+    while len(node.messages(chat)) < 3:  # it waits to be read
+        pass
+    release.set()
+    node.until_says(chat, "In Fahrenheit.")
+    assert [node.until_done(chat), node.until_done(chat)] == ["ready", "ready"]
+    [asked, answered] = node.messages(chat)
+    kinds = [part["type"] for part in answered["parts"]]
+    assert kinds[:4] == ["step-start", "tool-get_weather", "steering-message", "step-start"]
+    assert kinds.count("tool-get_weather") == 6
+    [live] = [message for message in node.latest[chat] if message["id"] == answered["id"]]
+    assert essence(live) == essence(answered)
+    assert node.latest[chat][0]["id"] == asked["id"]
+
+
+def test_use_chat_is_told_of_stops_and_failures(node: Node, web: Web, chat: str) -> None:
+    answer = Paused("Half an ", "answer.")
+    web.standin.play(answer.reply, status(400, message="no such thing"), text("Here."))
+    node.do(chat=chat, send={"text": "first?"})
+    node.until_says(chat, "Half an ")
+    assert node.http.post(f"/{chat}/stop").json() == {"stopped": 1}
+    assert node.until_done(chat) == "ready"
+    assert check_same(node, chat, chat)[-1]["metadata"] == {"turn": 1, "outcome": "stopped"}
+    assert node.http.post(f"/{chat}/stop").json() == {"stopped": None}
+    answer.release.set()
+    node.do(chat=chat, send={"text": "second?"})
+    assert "no such thing" in node.until(chat, lambda line: "error" in line)["error"]
+    assert node.until_done(chat) == "error"
+    assert node.messages(chat)[-1]["metadata"]["outcome"] == "failed"
+    node.do(chat=chat, send={"text": "third?"})
+    assert node.until_done(chat) == "ready"
+    node.do(chat=chat, regenerate=True)
+    assert "What was said stays" in node.until(chat, lambda line: "error" in line)["error"]
+    assert [last_text(message) for message in node.messages(chat)][::2] == ["first?", "second?", "third?"]
