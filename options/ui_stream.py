@@ -60,6 +60,9 @@ IDLE_SECONDS = 1.0
 LOOK_TIMEOUT = timedelta(seconds=2)
 """For one look at the description."""
 
+JOIN_SECONDS = 1.0
+"""For how long to wait for the text of a model call that may not have said anything yet."""
+
 PING_SECONDS = 10.0
 """Of silence, after which a comment is sent. Who hears nothing for longer, a client or a proxy, has lost the stream."""
 
@@ -143,10 +146,11 @@ async def conversation_stream(client: Client, workflow_id: str, first: int = 0) 
     becomes of it, whoever sends, answers or stops. It also waits for a conversation that does not exist yet.
 
     Before each turn, and when it changes, comes a transient chunk `data-state`: `turn`, its number; `question`, the UI
-    message that began it; `working`; and `waiting`, the UI messages that no turn has read yet.
+    message that began it; `working`; and `waiting`, the UI messages that no turn has read yet. Once, a transient chunk
+    `data-live` says that all is sent that there was when the stream began.
     """
     looks = _Looks(client, workflow_id, first)
-    turn, told = _TurnStream(), dict[str, object]()
+    turn, told, began, is_live = _TurnStream(), dict[str, object](), time.monotonic(), False
     async with aclosing(looks.each()) as each:
         async for look in each:
             for chunk in turn.notice(look):
@@ -163,6 +167,11 @@ async def conversation_stream(client: Client, workflow_id: str, first: int = 0) 
                         yield chunk
                     for chunk in turn.end(found) if turn.is_over else []:
                         yield chunk
+            # The text of an answer comes a moment after somebody begins to watch.
+            has_text = look.call is None or look.live is not None or time.monotonic() - began > JOIN_SECONDS
+            if look.is_read and has_text and not is_live:
+                is_live = True
+                yield protocol.DataPart("live", {}, transient=True)
 
 
 def _or_none(turns: list[TurnView]) -> Sequence[TurnView | None]:

@@ -3,6 +3,7 @@
 One Temporal server, one web server with its worker, one browser and one process of node are shared by all tests.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -25,9 +26,10 @@ from unittest.mock import ANY
 import httpx
 import pytest
 from conftest import ROOT, TEMPORAL_SETTINGS
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from servers import dev_server
 from standin import StandIn, cut_off, held, parts, status, text, text_parts, tools
+from temporalio.client import Client
 
 from app import demo, devserver
 
@@ -72,6 +74,13 @@ class Web:
         self.process, self.url = start_web(
             {"TEMPORAL_ADDRESS": self.address, **self.standin.environment, **env}, "--port", port
         )
+
+    def runs_that_continued(self) -> int:
+        async def count() -> int:
+            client = await Client.connect(self.address)
+            return (await client.count_workflows('ExecutionStatus = "ContinuedAsNew"')).count
+
+        return asyncio.run(count())
 
     def kill(self) -> None:
         assert self.process is not None
@@ -317,6 +326,7 @@ def test_use_chat_takes_back_the_text_of_an_attempt_that_failed(node: Node, web:
 
 def test_use_chat_steers_and_the_run_continues_as_new_meanwhile(node: Node, web: Web, chat: str) -> None:
     release = threading.Event()
+    continued = web.runs_that_continued()
     looks = [tools((f"call-{i}", "get_weather", {"city": "Tokyo"})) for i in range(6)]
     web.standin.play(held(release, looks[0]), *looks[1:], text("In Fahrenheit."))
     node.do(chat=chat, send={"text": "weather?"})
@@ -331,6 +341,7 @@ def test_use_chat_steers_and_the_run_continues_as_new_meanwhile(node: Node, web:
     kinds = [part["type"] for part in answered["parts"]]
     assert kinds[:4] == ["step-start", "tool-get_weather", "steering-message", "step-start"]
     assert kinds.count("tool-get_weather") == 6
+    assert web.runs_that_continued() > continued
     [live] = [message for message in node.latest[chat] if message["id"] == answered["id"]]
     assert essence(live) == essence(answered)
     assert node.latest[chat][0]["id"] == asked["id"]
@@ -355,3 +366,193 @@ def test_use_chat_is_told_of_stops_and_failures(node: Node, web: Web, chat: str)
     node.do(chat=chat, regenerate=True)
     assert "What was said stays" in node.until(chat, lambda line: "error" in line)["error"]
     assert [last_text(message) for message in node.messages(chat)][::2] == ["first?", "second?", "third?"]
+
+
+# ── The page ─────────────────────────────────────────────────────────────────────────────────────────────
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+class Reader:
+    """A person with a browser. Everything that the page complains about fails the test."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.problems = page, list[str]()
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        # Not what Chromium says of requests to a server that is not there.
+        page.on("console", lambda said: self.problems.append(said.text) if "Failed to load" not in said.text else None)
+        page.goto(url)
+
+    def say(self, words: str) -> None:
+        self.page.get_by_role("textbox", name="Message").fill(words)
+        self.page.keyboard.press("Enter")
+
+    def sees(self, words: str, seconds: float = SECONDS) -> None:
+        """Wait for the latest text of the agent."""
+        answer = self.page.locator(".assistant .text").last
+        expect(answer).to_have_text(words, timeout=seconds * 1000)
+
+    def is_told(self, words: str, seconds: float = SECONDS) -> None:
+        expect(self.page.get_by_role("status")).to_have_text(words, timeout=seconds * 1000)
+
+    def heard(self) -> list[str]:
+        """What a screen reader was given to read."""
+        return self.page.locator("#announcer p").all_text_contents()
+
+
+@pytest.fixture
+def open_page(browser: Browser, web: Web) -> Iterator[Callable[..., Reader]]:
+    """Open the page: in the tab of another reader, or as a person of its own."""
+    readers, contexts = list[Reader](), list[BrowserContext]()
+
+    def open_page(beside: Reader | None = None) -> Reader:
+        if beside is None:
+            contexts.append(browser.new_context())
+        url = f"{web.url}/" if beside is None else beside.page.url
+        readers.append(Reader((beside.page.context if beside else contexts[-1]).new_page(), url))
+        return readers[-1]
+
+    yield open_page
+    problems = [problem for reader in readers for problem in reader.problems]
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def test_a_person_reads_an_answer_live_reloads_it_has_two_tabs_and_stops_it(
+    open_page: Callable[..., Reader], web: Web
+) -> None:
+    answer, second = Paused("Half an ", "answer."), Paused("A second ", "one.")
+    web.standin.play(answer.reply, second.reply)
+    reader = open_page()
+    reader.say("first?")
+    reader.sees("Half an")
+    reader.is_told("The agent works…")
+    reader.page.reload()
+    reader.sees("Half an")
+    other = open_page(beside=reader)
+    other.sees("Half an")
+    answer.release.set()
+    for tab in (reader, other):
+        tab.sees(answer.whole)
+        tab.is_told("")
+    # Read out once, and as a whole, to who has followed it.
+    assert other.heard() == [answer.whole]
+    reader.say("second?")
+    other.sees("A second")  # it need not ask for it
+    other.page.get_by_role("button", name="Stop").click()
+    for tab in (reader, other):
+        expect(tab.page.locator(".end").last).to_have_text("Stopped.")
+        expect(tab.page.get_by_role("button", name="Stop")).to_be_hidden()
+        expect(tab.page.locator(".user .bubble")).to_have_text(["first?", "second?"])
+    web.standin.play(text("A third one."))
+    reader.say("third?")
+    other.sees("A third one.")
+    second.release.set()
+
+
+def test_a_person_is_asked_with_the_keyboard_alone_and_steers_meanwhile(
+    open_page: Callable[..., Reader], web: Web
+) -> None:
+    web.standin.play(
+        tools(("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})), text("One of two.")
+    )
+    reader = open_page()
+    reader.page.get_by_role("checkbox").check()
+    reader.say("weather in two cities?")
+    questions = reader.page.get_by_role("group", name="May the agent make this call?")
+    expect(questions).to_have_count(2)
+    expect(questions.first).to_be_focused()
+    reader.is_told("The agent waits for your answer.")
+    reader.say("and be brief")
+    expect(reader.page.get_by_text("The agent reads this when it comes to it.")).to_be_visible()
+    questions.first.focus()
+    reader.page.keyboard.press("Tab")  # to Allow
+    reader.page.keyboard.press("Enter")
+    expect(questions).to_have_count(1)
+    expect(reader.page.get_by_role("textbox", name="Message")).to_be_focused()
+    questions.get_by_role("textbox").fill("too far")
+    reader.page.keyboard.press("Enter")
+    reader.sees("One of two.")
+    expect(reader.page.locator(".tool summary .how")).to_have_text(["done", re.compile("refused")])
+    expect(reader.page.locator(".tool pre").last).to_have_text("You refused: too far")
+    # Where it was read: after the calls, before the answer.
+    expect(reader.page.locator(".parts > .part").nth(2)).to_contain_text("and be brief")
+    assert web.standin.lookups == ["Tokyo"]
+    assert reader.heard()[-1] == "One of two."
+
+
+def test_the_words_of_a_model_are_text_and_never_code(open_page: Callable[..., Reader], web: Web) -> None:
+    evil = "<img src=x onerror=\"document.title='gone'\"> **bold** [here](javascript:alert(1)) [there](https://example.com/)"
+    web.standin.play(
+        tools(("a", "get_weather", {"city": "<b>Tokyo</b>"})), text(f"{evil}\n\n```\n<script>1</script>\n```")
+    )
+    reader = open_page()
+    reader.say("<i>weather</i>?")
+    expect(reader.page.locator(".assistant .text pre")).to_have_text("<script>1</script>")
+    expect(reader.page.locator(".assistant .text p")).to_contain_text("<img src=x")
+    expect(reader.page.locator(".assistant strong")).to_have_text("bold")
+    expect(reader.page.locator(".tool .call")).to_contain_text("<b>Tokyo</b>")
+    assert reader.page.locator("#log img, #log b, #log i, #log script").count() == 0
+    assert [link.get_attribute("href") for link in reader.page.locator("#log a").all()] == ["https://example.com/"]
+    # Whatever comes into the page all the same is not run.
+    reader.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"
+    )
+    assert reader.page.evaluate("window.ran") is None
+    [problem] = reader.problems
+    assert "Content Security Policy" in problem
+    reader.problems.clear()
+
+
+def test_everything_is_killed_in_the_middle_of_an_answer_and_the_page_goes_on(
+    open_page: Callable[..., Reader], web: Web
+) -> None:
+    first, again = Paused("Half an ", "answer."), Paused("Half an answer", " after all.")
+    web.standin.play(first.reply, again.reply)
+    reader = open_page()
+    reader.say("first?")
+    reader.sees("Half an")
+    web.kill()
+    reader.is_told("The connection is lost. Connecting again…")
+    reader.sees("Half an")  # it stays
+    reader.say("second?")  # and this is delivered when there is somebody to take it
+    web.temporal.kill()
+    web.temporal.wait()
+    web.start_temporal()
+    web.start()
+    reader.sees("Half an answer")  # of another attempt, which says at first what the one before has said
+    again.release.set()
+    web.standin.play(text("Two."))
+    reader.sees("Two.", seconds=2 * SECONDS)
+    expect(reader.page.locator(".user .bubble")).to_have_text(["first?", "second?"])
+    assert reader.page.locator(".assistant .text").first.text_content() == "Half an answer after all."
+    # The server alone.
+    last = Paused("And a ", "last one.")
+    web.standin.play(last.reply, last.reply)  # the server may have taken the worker for dead
+    reader.say("third?")
+    reader.sees("And a")
+    web.temporal.kill()
+    web.temporal.wait()
+    reader.is_told("The Temporal server cannot be reached. Waiting for it…")
+    web.start_temporal()
+    last.release.set()
+    reader.sees("And a last one.", seconds=2 * SECONDS)
+    reader.is_told("")
+    first.release.set()
