@@ -5,24 +5,52 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import override
 
+import pydantic
 import uvicorn
 from starlette.applications import Starlette
-from temporalio.client import Client
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from app import demo
 from app.command_line import DEFAULT_MODEL, OFFLINE_TASK_QUEUE, TASK_QUEUE, Options
 from app.endings import Ending
 from app.environment import build_of_worker, check_environment
-from app.output import UserError, say, say_error, set_up_logging
+from app.output import UserError, one_line, say, say_error, set_up_logging
 from app.server import temporal_server
 from options.access import TOKEN_LENGTH, Access, is_loopback
+from options.conversation_client import ConversationTooLong
 from options.gateway import GatewayModel
 from plugin import DurableAgents
+
+
+def _problem(request: Request, error: Exception) -> Response:
+    """What went wrong, in one line that people can use."""
+    match error:
+        case pydantic.ValidationError():
+            status, text = 400, f"This is not what useChat sends: {one_line(error)}"
+        case ConversationTooLong():
+            status, text = 413, f"{one_line(error)}: begin another one."
+        case RPCError(status=RPCStatusCode.NOT_FOUND):
+            status, text = 404, "There is no such conversation."
+        case RPCError():
+            status, text = 503, f"The Temporal server, or a worker, does not answer: {one_line(error)}"
+        case _:
+            status, text = 503, "No worker takes this. It was not delivered; send it again."
+    return PlainTextResponse(text, status)
+
+
+PROBLEMS = dict.fromkeys(
+    (pydantic.ValidationError, ConversationTooLong, RPCError, TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError),
+    _problem,
+)
+"""For `Starlette(exception_handlers=…)`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,9 @@ def launch(workflow: type, make_app: Callable[[Site], Starlette]) -> int:
         "--host", default="127.0.0.1", help="address to listen on; one that is not loopback needs WEB_TOKEN"
     )
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--no-worker", action="store_true", help="only serve; a worker, main.py --worker, runs elsewhere"
+    )
     options, token = parser.parse_args(), os.environ.get("WEB_TOKEN", "")
     set_up_logging(debug=False)
     try:
@@ -52,18 +83,26 @@ def launch(workflow: type, make_app: Callable[[Site], Starlette]) -> int:
             if len(token) < TOKEN_LENGTH and (token or not is_loopback(options.host)):
                 needs = f"WEB_TOKEN has to be a random text of at least {TOKEN_LENGTH} characters"
                 raise UserError(needs if token else f"{options.host} is not loopback, so a token is needed: {needs}")
-            if is_offline := not os.environ.get("AI_GATEWAY_API_KEY"):
+            taken = listen(options.host, options.port)
+            is_offline = not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
+            if is_offline:
                 say(demo.NOTICE)
                 os.environ.update(demo.environment(stack.enter_context(demo.serve())))
             check_environment()
-            return asyncio.run(_run(workflow, make_app, options.host, listen(options.host, options.port), is_offline))
+            has_worker = not options.no_worker
+            return asyncio.run(_run(workflow, make_app, options.host, taken, is_offline, has_worker))
     except Exception as error:
         say_error(error, debug=False)
         return 1
 
 
 async def _run(
-    workflow: type, make_app: Callable[[Site], Starlette], host: str, taken: socket.socket, is_offline: bool
+    workflow: type,
+    make_app: Callable[[Site], Starlette],
+    host: str,
+    taken: socket.socket,
+    is_offline: bool,
+    has_worker: bool,
 ) -> int:
     token = os.environ.get("WEB_TOKEN", "")
     async with Ending(Options(worker=True)) as ending, temporal_server(DurableAgents(GatewayModel)) as server:
@@ -81,7 +120,7 @@ async def _run(
             deployment_config=build_of_worker(),
             on_fatal_error=ending.worker_failed,
         )
-        async with worker, ending.work():
+        async with worker if has_worker else nullcontext(), ending.work():
             where = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}/"
             say(f"Open {where}{'?token=… with your WEB_TOKEN' if token else ''} (Ctrl-C stops it)")
             await serve(make_app(site), taken)

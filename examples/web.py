@@ -4,7 +4,7 @@ import asyncio
 import html
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -13,22 +13,24 @@ import pydantic
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from temporalio.client import WorkflowUpdateFailedError
-from temporalio.service import RPCError
-from vercel_ai_sdk.ai_sdk_ui import UI_MESSAGE_STREAM_HEADERS
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where durable.py and the rest of the sample are
 
+from app.command_line import load_providers_when_used
+
+load_providers_when_used()
+
+from vercel_ai_sdk.ai_sdk_ui import UI_MESSAGE_STREAM_HEADERS
+
 from app.output import title
-from app.web import Site, launch
-from bridge.failures import one_line
+from app.web import PROBLEMS, Site, launch
 from options.access import body_of, policy_of
 from options.approvals import APPROVAL, Approval, open_questions
 from options.conversation import ConversationState, Status, UserMessage
-from options.conversation_client import ConversationTooLong, Handle, described, first_memo, status_of, stop, view
-from options.conversation_client import say as say_to
+from options.conversation_client import Handle, described, first_memo, say, status_of, stop, view
 from options.ui_messages import Chunk, UIMessage, ui_messages
 from options.ui_stream import conversation_stream, server_sent_events, turn_stream, wake
 from workflow import AgentRequest, AgentWorkflow
@@ -65,6 +67,7 @@ class Chat:
 
     async def post(self, request: Request) -> Response:
         """A message, or what a person says to tool calls. The response is the turn that comes of it."""
+        self.site.access.user(request)  # before anything is read
         posted = Posted.model_validate_json(await body_of(request))
         handle, last = self.of(request, posted.id), UIMessage.model_validate(posted.messages[-1])
         description = await described(self.client, handle.id)
@@ -85,7 +88,7 @@ class Chat:
             memo, queue = await first_memo(description, title(last.text), conversation), self.site.task_queue
             return await self.client.start_workflow(AgentWorkflow.run, begun, id=handle.id, task_queue=queue, memo=memo)
 
-        await say_to(self.client, handle.id, message, start)
+        await say(self.client, handle.id, message, start)
         wake(handle.id)
         return _stream(turn_stream(self.client, handle.id, turn=status.turn, message=last.id))
 
@@ -126,10 +129,6 @@ def _stream(chunks: AsyncGenerator[Chunk]) -> Response:
     return StreamingResponse(server_sent_events(chunks), headers=UI_MESSAGE_STREAM_HEADERS)
 
 
-def _problem(status: int, text: str) -> Callable[[Request, Exception], Response]:
-    return lambda request, error: PlainTextResponse(text.format(one_line(error)), status)
-
-
 def make_app(site: Site) -> Starlette:
     chat, one = Chat(site), "/api/chat/{id}"
     return Starlette(
@@ -140,12 +139,7 @@ def make_app(site: Site) -> Starlette:
             Route(f"{one}/stream", chat.stream),
             Route(f"{one}/stop", chat.stop, methods=["POST"]),
         ],
-        exception_handlers={
-            pydantic.ValidationError: _problem(400, "This is not what useChat sends: {}"),
-            ConversationTooLong: _problem(413, "{}: begin another one."),
-            TimeoutError: _problem(503, "No worker takes the answer. It was not delivered; send it again."),
-            RPCError: _problem(503, "The Temporal server, or a worker, cannot be reached: {}"),
-        },
+        exception_handlers=PROBLEMS,
     )
 
 
