@@ -81,16 +81,23 @@ def launch(workflow: type, make_app: Callable[[Site], Starlette]) -> int:
     try:
         with ExitStack() as stack:
             if len(token) < TOKEN_LENGTH and (token or not is_loopback(options.host)):
-                needs = f"WEB_TOKEN has to be a random text of at least {TOKEN_LENGTH} characters"
-                raise UserError(needs if token else f"{options.host} is not loopback, so a token is needed: {needs}")
+                needs = f"{options.host} needs a token: " if not is_loopback(options.host) else ""
+                raise UserError(f"{needs}set WEB_TOKEN to a random text of at least {TOKEN_LENGTH} characters")
             taken = listen(options.host, options.port)
             is_offline = not (options.no_worker or os.environ.get("AI_GATEWAY_API_KEY"))
             if is_offline:
                 say(demo.NOTICE)
                 os.environ.update(demo.environment(stack.enter_context(demo.serve())))
             check_environment()
-            has_worker = not options.no_worker
-            return asyncio.run(_run(workflow, make_app, options.host, taken, is_offline, has_worker))
+            running = _run(
+                workflow,
+                make_app,
+                host=options.host,
+                taken=taken,
+                is_offline=is_offline,
+                has_worker=not options.no_worker,
+            )
+            return asyncio.run(running)
     except Exception as error:
         say_error(error, debug=False)
         return 1
@@ -99,6 +106,7 @@ def launch(workflow: type, make_app: Callable[[Site], Starlette]) -> int:
 async def _run(
     workflow: type,
     make_app: Callable[[Site], Starlette],
+    *,
     host: str,
     taken: socket.socket,
     is_offline: bool,

@@ -80,7 +80,8 @@ class Access:
         response = RedirectResponse("/", 303, headers={"Cache-Control": "no-store"})
         user = secrets.token_urlsafe(24)
         value = f"{user}.{self._signature(user)}"
-        response.set_cookie(COOKIE, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
+        # A strict one would be kept back where a link of another site leads here, and replaced by another user's.
+        response.set_cookie(COOKIE, value, max_age=COOKIE_SECONDS, httponly=True, samesite="lax")
         return response
 
     def name(self, user: str, id: str) -> str:

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -57,8 +56,8 @@ BUSY_SECONDS = 0.25
 IDLE_SECONDS = 1.0
 """Between two looks while nothing is, for what other processes do. What this one does is told by `wake()`."""
 
-LOOK_TIMEOUT = timedelta(seconds=2)
-"""For one look at the description."""
+LOOK_SECONDS = 2.0
+"""For one look. The client library would try for longer before it tells of a lost server."""
 
 JOIN_SECONDS = 1.0
 """For how long to wait for the text of a model call that may not have said anything yet."""
@@ -182,6 +181,7 @@ async def server_sent_events(chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[st
     """The body of a response, with a sign of life every `PING_SECONDS`. An error of the stream ends it as a chunk."""
     async with aclosing(chunks):
         upcoming = asyncio.ensure_future(anext(chunks))
+        yield ": here\n\n"
         try:
             while True:
                 if not (await asyncio.wait([upcoming], timeout=PING_SECONDS))[0]:
@@ -332,8 +332,8 @@ class _Looks:
                 sleeper.clear()
                 try:
                     look = await self._look(look)
-                except RPCError as error:
-                    if error.status not in PASSING:
+                except (RPCError, TimeoutError) as error:
+                    if isinstance(error, RPCError) and error.status not in PASSING:
                         raise
                     look = replace(look, notice=NO_SERVER)
                 yield look
@@ -365,7 +365,8 @@ class _Looks:
 
     async def _described(self) -> WorkflowExecutionDescription | None:
         try:
-            return await self._handle.describe(rpc_timeout=LOOK_TIMEOUT)
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._handle.describe()
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -376,7 +377,7 @@ class _Looks:
         if self._reading is None:
             self._reading_at = point, self.first
             self._reading = asyncio.create_task(view(self._handle, self.first))
-        if not (await asyncio.wait([self._reading], timeout=LOOK_TIMEOUT.total_seconds()))[0]:
+        if not (await asyncio.wait([self._reading], timeout=LOOK_SECONDS))[0]:
             return False
         task, self._reading = self._reading, None
         try:

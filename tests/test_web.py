@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -525,6 +526,124 @@ def test_the_words_of_a_model_are_text_and_never_code(open_page: Callable[..., R
     [problem] = reader.problems
     assert "Content Security Policy" in problem
     reader.problems.clear()
+
+
+# ── Others ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_conversation_is_its_users_and_other_sites_get_nothing(web: Web, chat: str) -> None:
+    web.standin.play(text("A secret."))
+    said = {"id": chat, "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "psst"}]}]}
+    with httpx.Client(base_url=web.url) as mine, httpx.Client(base_url=web.url) as other:
+        for user in (mine, other):
+            assert user.get("/").status_code == 303
+            page = user.get("/")
+            assert page.status_code == 200
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+        cookie = mine.get("/", headers={"Cookie": ""}).headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert "A secret." in mine.post("/api/chat", json=said).text
+        # With the same id, another user has another conversation.
+        assert [message["role"] for message in mine.get(f"/api/chat/{chat}").json()] == ["user", "assistant"]
+        assert other.get(f"/api/chat/{chat}").json() == []
+        assert other.get(f"/api/chat/{chat}/stream").status_code == 204
+        assert other.post(f"/api/chat/{chat}/stop").status_code == 404
+        # Another site, in the browser of the same user; and a name of an attacker's that leads to loopback.
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Host": f"evil.example:{mine.base_url.port}"},
+        ):
+            assert mine.post("/api/chat", json=said, headers=headers).status_code == 403, headers
+            assert mine.get(f"/api/chat/{chat}", headers=headers).status_code == 403, headers
+        assert mine.get("/", headers={"Host": "evil.example"}).status_code == 403
+        assert mine.get(f"/api/chat/{chat}", headers={"Origin": web.url}).status_code == 200
+        assert httpx.get(f"{web.url}/api/chat/{chat}").status_code == 401
+    assert len(web.standin.calls) == 1
+
+
+def test_what_is_no_message_is_refused_in_one_line(web: Web, chat: str) -> None:
+    with httpx.Client(base_url=web.url, follow_redirects=True) as mine:
+        mine.get("/")
+
+        def post(**changes: object) -> tuple[int, str]:
+            said = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+            response = mine.post("/api/chat", json={"id": chat, "messages": [{**said, **changes}]})
+            return response.status_code, response.text
+
+        assert post(parts=[]) == (400, "A message has 1 to 1,000,000 bytes of text.")
+        assert post(parts=[{"type": "text", "text": "é" * 500_001}])[0] == 413
+        status, problem = post(role="nobody")
+        assert status == 400
+        assert "\n" not in problem
+        assert mine.post("/api/chat", content=b"no JSON").status_code == 400
+        assert mine.post("/api/chat", content=bytes(33 * 1024 * 1024)).status_code == 413
+        allowed = {"type": "tool-get_weather", "toolCallId": "a", "state": "approval-responded", "input": {}}
+        approval = {"id": "made-up", "approved": True}
+        assert post(role="assistant", parts=[{**allowed, "approval": approval}]) == (
+            404,
+            "There is no such conversation.",
+        )
+    assert web.standin.calls == []
+
+
+def test_with_a_token_only_who_knows_it_gets_in(web: Web) -> None:
+    token = "correct-horse-battery"
+    env = {**web.environment, "WEB_TOKEN": token}
+    process, url = start_web(env, "--port", "0", "--no-worker")
+    try:
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, params={"token": "wrong"}).status_code == 401
+        # A cookie of a server without a token is nothing here.
+        stale = httpx.get(web.url).headers["set-cookie"].partition(";")[0]
+        assert httpx.get(f"{url}/api/chat/x", headers={"Cookie": stale}).status_code == 401
+        with httpx.Client(base_url=url) as user:
+            assert user.get("/", params={"token": token}).headers["location"] == "/"
+            assert user.get("/").status_code == 200
+            assert user.get("/api/chat/x").json() == []
+        bearer = {"Authorization": f"Bearer {token}", "Host": "chat.example.com"}
+        assert httpx.get(f"{url}/api/chat/x", headers=bearer).json() == []
+        assert httpx.get(f"{url}/api/chat/x", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "problem"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "short",
+            r"0\.0\.0\.0 needs a token: set WEB_TOKEN to a random text of at least 16 characters",
+        ),
+        (
+            ["--port", "TAKEN"],
+            "",
+            r"cannot listen on 127\.0\.0\.1:\d+: Address already in use.*; choose another --port",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(arguments: list[str], token: str, problem: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, str(ROOT / "examples" / "web.py"), *arguments]
+        result = subprocess.run(
+            [port if word == "TAKEN" else word for word in command],
+            env=clean_environment({"WEB_TOKEN": token}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert re.fullmatch(f"Error: {problem}\n", result.stderr), result.stderr
+
+
+# ── Kills, last, since they leave no worker ──────────────────────────────────────────────────────────────
 
 
 def test_everything_is_killed_in_the_middle_of_an_answer_and_the_page_goes_on(
