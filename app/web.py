@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -88,7 +89,8 @@ def launch(workflow: type, make_app: Callable[[Site], Starlette]) -> int:
             if is_offline:
                 say(demo.NOTICE)
                 os.environ.update(demo.environment(stack.enter_context(demo.serve())))
-            check_environment()
+            if not options.no_worker:
+                check_environment()
             running = _run(
                 workflow,
                 make_app,
@@ -156,4 +158,7 @@ class _Server(uvicorn.Server):
 
 async def serve(app: Starlette, taken: socket.socket) -> None:
     """Serve until this is cancelled. Open streams end with the process."""
-    await _Server(uvicorn.Config(app, log_config=None, lifespan="off")).serve(sockets=[taken])
+    try:
+        await _Server(uvicorn.Config(app, log_config=None, lifespan="off")).serve(sockets=[taken])
+    finally:
+        logging.getLogger("uvicorn.error").disabled = True  # it would tell of each stream that ends like this

@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -107,7 +108,6 @@ def start_web(env: dict[str, str], *arguments: str) -> tuple[subprocess.Popen[st
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.match(r"Open (http://[\d.:]+)/", line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
             return process, found[1]
     raise AssertionError("it ended")
 
@@ -608,6 +608,11 @@ def test_with_a_token_only_who_knows_it_gets_in(web: Web) -> None:
         bearer = {"Authorization": f"Bearer {token}", "Host": "chat.example.com"}
         assert httpx.get(f"{url}/api/chat/x", headers=bearer).json() == []
         assert httpx.get(f"{url}/api/chat/x", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        with httpx.stream("GET", f"{url}/api/chat/x/stream?from=0", headers=bearer) as stream:
+            assert next(stream.iter_lines()).startswith(":")
+            process.send_signal(signal.SIGINT)  # a stream does not hold it
+            assert process.communicate(timeout=SECONDS)[1] == ""
+        assert process.returncode == 0
     finally:
         process.kill()
 
