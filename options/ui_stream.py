@@ -439,8 +439,10 @@ class _Looks:
             return NO_WORKER
         for call in raw.pending_activities:
             if call.attempt > 1 and call.HasField("last_failure") and live is None:
+                if call.last_failure.HasField("timeout_failure_info"):  # mostly of a worker that is gone
+                    return NO_WORKER
                 failure = await self._client.data_converter.decode_failure(call.last_failure)
-                return f"A call failed, and is made again (attempt {call.attempt}): {failure}"
+                return f"A call failed, and is made again (attempt {call.attempt}): {one_line(failure)}"
         return ""
 
 

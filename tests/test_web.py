@@ -472,6 +472,9 @@ def test_a_person_reads_an_answer_live_reloads_it_has_two_tabs_and_stops_it(
     reader.say("third?")
     other.sees("A third one.")
     second.release.set()
+    late = open_page(beside=reader)
+    late.sees("A third one.")
+    assert late.heard() == []  # what was said before is not read out
 
 
 def test_a_person_is_asked_with_the_keyboard_alone_and_steers_meanwhile(
@@ -594,7 +597,7 @@ def test_what_is_no_message_is_refused_in_one_line(web: Web, chat: str) -> None:
 def test_with_a_token_only_who_knows_it_gets_in(web: Web) -> None:
     token = "correct-horse-battery"
     env = {**web.environment, "WEB_TOKEN": token}
-    process, url = start_web(env, "--port", "0", "--no-worker")
+    process, url = start_web(env, "--port", "0")
     try:
         assert httpx.get(url).status_code == 401
         assert httpx.get(url, params={"token": "wrong"}).status_code == 401
@@ -654,8 +657,14 @@ def test_what_cannot_be_served_is_told_in_one_line(arguments: list[str], token: 
 def test_everything_is_killed_in_the_middle_of_an_answer_and_the_page_goes_on(
     open_page: Callable[..., Reader], web: Web, request: pytest.FixtureRequest
 ) -> None:
+    def start_worker() -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(ROOT / "main.py"), "--worker"]
+        worker = subprocess.Popen(command, env=web.environment, stderr=subprocess.DEVNULL)
+        request.addfinalizer(worker.kill)
+        return worker
+
     first, again = Paused("Half an ", "answer."), Paused("Half an answer", " after all.")
-    web.standin.play(first.reply, again.reply, text("Two."))
+    web.standin.play(first.reply, again.reply, text(again.whole), text("Two."))
     reader = open_page()
     reader.say("first?")
     reader.sees("Half an")
@@ -669,10 +678,12 @@ def test_everything_is_killed_in_the_middle_of_an_answer_and_the_page_goes_on(
     web.start_temporal()
     web.start("--no-worker")
     reader.is_told("Waiting for a worker…")
-    command = [sys.executable, str(ROOT / "main.py"), "--worker"]
-    worker = subprocess.Popen(command, env=web.environment, stderr=subprocess.DEVNULL)
-    request.addfinalizer(worker.kill)
+    worker = start_worker()
     reader.sees("Half an answer")  # of another attempt, which says at first what the one before has said
+    worker.kill()
+    start_worker()  # which is told by the server only after the heartbeat timeout
+    reader.is_told("Waiting for a worker…")
+    reader.sees("Half an answer")
     again.release.set()
     reader.sees("Two.")
     expect(reader.page.locator(".user .bubble")).to_have_text(["first?", "second?"])
