@@ -34,6 +34,7 @@ from standin import StandIn, cut_off, held, parts, status, text, text_parts, too
 from temporalio.client import Client
 
 from app import demo, devserver
+from bridge.heartbeats import LIVE_LIMIT
 
 pytestmark = pytest.mark.xdist_group("web")
 
@@ -138,6 +139,11 @@ class Paused:
         self.first, self.whole = first, first + second
         start, one, two, _ = text_parts(first, second)
         self.reply = parts(start, one, self.release, two, END, demo.finish("stop"))
+
+
+def thought(words: str) -> list[demo.Part]:
+    start, delta, end = ({"type": f"reasoning-{kind}", "id": "r"} for kind in ("start", "delta", "end"))
+    return [start, {**delta, "delta": words}, end]
 
 
 # ── The npm package ──────────────────────────────────────────────────────────────────────────────────────
@@ -287,7 +293,6 @@ def test_use_chat_reads_an_answer_live_and_another_client_joins_in_the_middle(no
 
 
 def test_use_chat_lets_a_person_allow_and_refuse_tool_calls(node: Node, web: Web, chat: str) -> None:
-    # As a model may put it: the arguments of one call are not in the order of the tool's.
     web.standin.play(
         tools(("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})), text("One of two.")
     )
@@ -317,18 +322,36 @@ def test_use_chat_takes_back_the_text_of_an_attempt_that_failed(node: Node, web:
     release = threading.Event()
     start, words, _ = text_parts("Wrong words")
     web.standin.play(
-        tools(("a", "get_weather", {"city": "Nowhere"})), cut_off(start, words, release), text("Nowhere is nowhere.")
+        tools(("a", "get_weather", {"city": "Nowhere"})),
+        cut_off(*thought("Wrong thoughts"), start, words, release),
+        parts(*thought("Right."), *text_parts("Nowhere is nowhere."), demo.finish("stop")),
     )
     node.do(chat=chat, send={"text": "weather?"})
     node.until_says(chat, "Wrong words")
     release.set()
     assert node.until_done(chat) == "ready"
     [_, answered] = check_same(node, chat, chat)
-    assert [part.get("text") for part in answered["parts"] if part["type"] == "text"] == ["Nowhere is nowhere."]
+    assert [part["text"] for part in answered["parts"] if "text" in part] == ["Right.", "Nowhere is nowhere."]
     [failed] = [part for part in answered["parts"] if "toolCallId" in part]
     assert failed["state"] == "output-error"
     assert "Nowhere" in failed["errorText"]
     assert "ToolError" not in failed["errorText"]
+
+
+def test_use_chat_reads_a_text_that_is_too_long_for_a_heartbeat(node: Node, web: Web, chat: str) -> None:
+    more, end = threading.Event(), threading.Event()
+    start, one, two, stop = text_parts("one " * 4000, "two " * 4000)
+    web.standin.play(parts(start, one, more, two, end, stop, demo.finish("stop")))
+    whole = one["delta"] + two["delta"]
+    node.do(chat=chat, send={"text": "much?"})
+    node.until_says(chat, one["delta"])
+    more.set()
+    node.until_says(chat, whole)  # of which a heartbeat has only the end
+    node.do(chat="joins", id=chat, messages=node.messages(chat), resume=True)
+    node.until_says("joins", f"…{whole[-LIVE_LIMIT:]}")
+    end.set()
+    assert {node.until_done(chat), node.until_done("joins", "resume")} == {"ready"}
+    assert last_text(check_same(node, chat, chat, "joins")[-1]) == whole
 
 
 def test_use_chat_steers_and_the_run_continues_as_new_meanwhile(node: Node, web: Web, chat: str) -> None:
@@ -546,7 +569,8 @@ def test_a_conversation_is_its_users_and_other_sites_get_nothing(web: Web, chat:
         cookie = mine.get("/", headers={"Cookie": ""}).headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
-        assert "A secret." in mine.post("/api/chat", json=said).text
+        for _ in range(2):  # the second time, it counts no more, and has the recorded answer
+            assert "A secret." in mine.post("/api/chat", json=said).text
         # With the same id, another user has another conversation.
         assert [message["role"] for message in mine.get(f"/api/chat/{chat}").json()] == ["user", "assistant"]
         assert other.get(f"/api/chat/{chat}").json() == []
