@@ -19,9 +19,9 @@ from temporalio.client import WorkflowUpdateFailedError
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where durable.py and the rest of the sample are
 
-from app.command_line import load_providers_when_used
+from app.command_line import load_when_used
 
-load_providers_when_used()
+load_when_used()
 
 from vercel_ai_sdk.ai_sdk_ui import UI_MESSAGE_STREAM_HEADERS
 

@@ -5,7 +5,9 @@
 `start` starts a run of that name. It is called when there is none, or when the latest one is over, with what was said.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -16,16 +18,18 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from options.approvals import open_questions
 from options.conversation import (
     ASK,
+    CONTINUED,
     CONVERSATION_QUERY,
     END,
     MEMO,
@@ -37,6 +41,7 @@ from options.conversation import (
     Status,
     TurnResult,
     UserMessage,
+    has_seen,
 )
 from options.hooks import open_hooks
 
@@ -58,6 +63,8 @@ class ConversationTooLong(Exception):
 
 
 class _Result(pydantic.BaseModel):
+    """What matters here of a run's result, or of its input."""
+
     conversation: ConversationState | None = None
 
 
@@ -77,8 +84,8 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
 
     Raises:
         ConversationTooLong: The latest run is over, and the conversation too long for another one.
-        RPCError: The server refuses. Or the latest run has failed, so that a worker has to replay it, and none does
-            (`DEADLINE_EXCEEDED`).
+        RPCError: The server refuses. Or the latest run was ended from outside, so that a worker has to replay it, and
+            none does (`DEADLINE_EXCEEDED`).
     """
     while True:
         description = await described(client, workflow_id)
@@ -92,6 +99,12 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
                     raise
                 continue  # the run ended meanwhile
         state = await state_of(client, description) if description is not None else None
+        if state is not None and has_seen(state, message.id):
+            return client.get_workflow_handle(workflow_id)
+        # Reading what was said may take seconds. Meanwhile another run may have come and gone.
+        latest = await described(client, workflow_id)
+        if (latest and latest.run_id) != (description and description.run_id):
+            continue
         try:
             return await start(state)
         except WorkflowAlreadyStartedError:
@@ -114,12 +127,21 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             if not isinstance(error.__cause__, RPCError):  # this task is cancelled
                 raise
-        except RPCError as error:  # the run ended, or continued as new: the answer is in the next one, or in its result
+        except WorkflowUpdateFailedError as error:
+            if getattr(error.cause, "type", None) not in (CONTINUED, "AcceptedUpdateCompletedWorkflow"):
+                raise
+        except RPCError as error:
+            if error.status == RPCStatusCode.FAILED_PRECONDITION:
+                # A workflow task failed, and is made again: as where a message comes when the run is to continue.
+                await asyncio.sleep(1)
+                continue
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-        except WorkflowUpdateFailedError as error:
-            if getattr(error.cause, "type", None) != "AcceptedUpdateCompletedWorkflow":
-                raise
+        # The run ended, or continued as new. It may have answered first.
+        with suppress(RPCError):  # no worker has answered in time
+            for turn in (await view(handle)).turns:
+                if turn.outcome is not None and any(said.id == message.id for said in turn.messages):
+                    return turn.result
 
 
 async def stop(handle: Handle) -> int | None:
@@ -177,14 +199,34 @@ async def state_of(client: Client, description: WorkflowExecutionDescription) ->
         result: _Result = await handle.result()
         if result.conversation is not None:
             return result.conversation
+    elif description.status == WorkflowExecutionStatus.FAILED:
+        try:
+            await handle.result()
+        except WorkflowFailureError as failure:
+            details = failure.cause.details if isinstance(failure.cause, ApplicationError) else ()
+            with suppress(pydantic.ValidationError):  # it is of another kind
+                return ConversationState.model_validate(next(iter(details), None))
     # It was ended from outside, or it is of a time before there were conversations.
     result_type = cast(type, ConversationState | None)
-    replayed: ConversationState | None = await handle.query(
-        STATE_QUERY, result_type=result_type, rpc_timeout=QUERY_TIMEOUT
-    )
+    try:
+        replayed: ConversationState | None = await handle.query(
+            STATE_QUERY, result_type=result_type, rpc_timeout=QUERY_TIMEOUT
+        )
+    except RPCError as error:
+        if error.status != RPCStatusCode.FAILED_PRECONDITION:
+            raise
+        return await _state_before(client, handle)  # it was ended before a worker took it up
     if replayed is None:
         raise ConversationTooLong(f"the conversation of run {description.id!r} is too long for another run")
     return replayed
+
+
+async def _state_before(client: Client, handle: Handle) -> ConversationState | None:
+    async for event in handle.fetch_history_events(page_size=1):
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        request: _Result = (await client.data_converter.decode(payloads[:1], [_Result]))[0]
+        return request.conversation
+    return None
 
 
 async def first_memo(previous: WorkflowExecution | None, title: str, state: ConversationState | None) -> dict[str, Any]:

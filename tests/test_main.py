@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, RunMain, StartMain, StartServer
+from processes import line_with
 from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
@@ -70,23 +71,42 @@ def test_the_model_comes_from_the_environment_and_offline_wins_over_a_key(run_ma
     assert NOTICE in result.stderr
 
 
-def test_what_the_sdk_needs_for_other_providers_is_loaded_when_it_is_used(environment: dict[str, str]) -> None:
+def test_what_the_sdk_needs_for_other_agents_is_loaded_when_it_is_used(environment: dict[str, str]) -> None:
     program = """\
 import os, runpy, sys
 os._exit = lambda status: None
 sys.argv = ["main.py", "--offline", "Weather in Tokyo?"]
 runpy.run_path("main.py", run_name="__main__")
 import vercel_ai_sdk as ai
-before = {"anthropic", "openai"} & set(sys.modules)
+few = {"anthropic", "openai", "mcp.client"}
+before = few & set(sys.modules)
 ai.anthropic.AnthropicModel("claude", api_key="a key")
 ai.openai.OpenAIModel("gpt", api_key="a key")
-print(before, {"anthropic", "openai"} <= set(sys.modules), flush=True)
+tool = ai.mcp.client.mcp.types.Tool(name="add", inputSchema={})
+from mcp import ClientSession, types
+from mcp.client.session import ClientSession as same
+print(before, few <= set(sys.modules), isinstance(tool, types.Tool), same is ClientSession, flush=True)
 """
     command = [sys.executable, "-c", program]
     result = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
     )
-    assert result.stdout == f"{TOKYO}set() True\n"
+    assert result.stdout == f"{TOKYO}set() True True True\n"
+
+
+def test_without_the_demo_its_server_is_not_loaded(environment: dict[str, str]) -> None:
+    program = """\
+import os, runpy, sys
+os._exit = lambda status: None
+sys.argv = ["main.py", "--id", "nobody"]
+runpy.run_path("main.py", run_name="__main__")
+print({"starlette", "uvicorn"} & set(sys.modules), flush=True)
+"""
+    env = {**environment, "AI_GATEWAY_API_KEY": "a-key"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert result.stdout == "set()\n"
 
 
 def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> None:
@@ -112,16 +132,18 @@ def test_an_answer_that_was_cut_is_reported_as_such(run_main: RunMain, standin: 
     assert "The answer was cut short by the model's length limit." in result.stderr
 
 
-def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, standin: StandIn) -> None:
+def test_a_run_is_joined_by_its_name_and_gone_on_with_by_a_query(run_main: RunMain, standin: StandIn) -> None:
     name = uuid.uuid4().hex
+    run = rf"Run {name} \(process \d+\)"
     first = run_main("Weather in Tokyo?", "--id", name, env=standin.environment)
-    again = run_main("Weather in Paris?", "--id", name, env=standin.environment)
     alone = run_main("--id", name, env=standin.environment)
-    assert {first.stdout, again.stdout, alone.stdout} == {TOKYO}
+    assert {first.stdout, alone.stdout} == {TOKYO}
+    assert re.match(rf"{run} is over\n", alone.stderr)
     assert len(standin.calls) == 2
-    said = rf"Run {name} \(process \d+\) is over"
-    assert re.match(rf"{said}\n", alone.stderr)
-    assert re.match(rf"{said}; it keeps the query that it was started with\n", again.stderr)
+    more = run_main("and the population?", "--id", name, env=standin.environment)
+    assert more.stdout == "Tokyo: population 9,733,276.\n"
+    assert re.match(rf"{run} goes on\n", more.stderr)
+    assert run_main("--id", name, env=standin.environment).stdout == more.stdout
 
 
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,9 +287,7 @@ def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, st
 
 def test_demo_workers_leave_real_runs_alone(start_main: StartMain, run_main: RunMain, standin: StandIn) -> None:
     demo = start_main("--worker", "--offline")
-    assert demo.stderr is not None
-    while "ready" not in demo.stderr.readline():
-        pass
+    line_with(demo, "ready")
     standin.play(status(503), status(503), text("from the real one"))
     assert run_main("Weather in Tokyo?", env=standin.environment).stdout == "from the real one\n"
     assert run_main("--no-worker", "--offline", "Weather in Tokyo?").stdout == TOKYO
@@ -331,8 +351,7 @@ def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
 ) -> None:
     start_main = functools.partial(start_main, folder=folder, env=standin.environment)
     first = start_main("--worker")
-    assert first.stderr is not None
-    assert "ready" in first.stderr.readline()
+    line_with(first, "ready")
     quick = start_main("Weather in Tokyo?")
     assert quick.communicate(timeout=60)[0] == TOKYO
     other = start_main("Weather in Tokyo and Paris?")

@@ -29,6 +29,7 @@ import httpx
 import pytest
 from conftest import ROOT, TEMPORAL_SETTINGS
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from processes import end, kill, line_with
 from servers import dev_server
 from standin import StandIn, cut_off, held, parts, status, text, text_parts, tools
 from temporalio.client import Client
@@ -69,7 +70,7 @@ class Web:
         database = ("--db-filename", str(self._folder / "temporal.db"), *devserver.KILLABLE)
         port = int(self.address.rpartition(":")[2] or 0)
         self.temporal, self.address = self._stack.enter_context(
-            dev_server(*devserver.FAST, *settings, *database, port=port)
+            dev_server(*devserver.FAST, *settings, *database, port=port, env={"GOMAXPROCS": "1", "GOGC": "400"})
         )
 
     @property
@@ -89,8 +90,7 @@ class Web:
 
     def kill(self) -> None:
         assert self.process is not None
-        self.process.kill()
-        self.process.communicate()
+        end(self.process)
 
     def close(self) -> None:
         self.kill()
@@ -106,11 +106,9 @@ def start_web(env: dict[str, str], *arguments: str) -> tuple[subprocess.Popen[st
     """Start the example, and wait until it serves. Returns its process and its address."""
     command = [sys.executable, str(ROOT / "examples" / "web.py"), *arguments]
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.match(r"Open (http://[\d.:]+)/", line):
-            return process, found[1]
-    raise AssertionError("it ended")
+    found = re.match(r"Open (http://[\d.:]+)/", line_with(process, "Open http://"))
+    assert found is not None
+    return process, found[1]
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +230,7 @@ class Node:
         return messages
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        end(self._process)
         self.http.close()
 
 
@@ -641,7 +638,7 @@ def test_with_a_token_only_who_knows_it_gets_in(web: Web) -> None:
             assert process.communicate(timeout=SECONDS)[1] == ""
         assert process.returncode == 0
     finally:
-        process.kill()
+        end(process)
 
 
 @pytest.mark.parametrize(
@@ -692,8 +689,7 @@ def test_everything_is_killed_in_the_middle_of_an_answer_and_the_page_goes_on(
     reader = open_page()
     reader.say("first?")
     reader.sees("Half an")
-    web.temporal.kill()
-    web.temporal.wait()
+    kill(web.temporal)
     reader.is_told("The Temporal server cannot be reached. Waiting for it…")
     web.kill()
     reader.is_told("The connection is lost. Connecting again…")
