@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 from conftest import ROOT, StartAgent, StartServer, copy_sample
 from processes import line_with
@@ -303,6 +304,37 @@ asyncio.run(main())
     [file] = tmp_path.iterdir()
     assert b"aaaa" not in file.read_bytes()
     assert (int(size) < 1000, same) == (True, "True")
+
+
+# ── In a browser ─────────────────────────────────────────────────────────────────────────────────────────
+
+WEB, WEB_WITH_A_TOKEN = take(r"examples/web\.py$"), take(r"^export WEB_TOKEN")
+WEB_PICTURE = take(r"docs/web_screenshot\.py")
+
+
+def page_of(process: subprocess.Popen[str]) -> str:
+    """The address that a web server says when it is ready."""
+    found = re.search(r"http://[\d.:]+/", line_with(process, "Open http://"))
+    assert found is not None
+    return found[0]
+
+
+def test_the_web_server_says_where_its_page_is_and_that_it_is_the_demo(start: Start) -> None:
+    with httpx.Client(base_url=page_of(start(f"{WEB} --port 0")), follow_redirects=True) as user:
+        assert "OFFLINE DEMO" in user.get("/").text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl, which makes the token")
+def test_the_web_server_has_a_token(start: Start) -> None:
+    # The tests listen on loopback only.
+    url = page_of(start(change(f"{WEB_WITH_A_TOKEN} --port 0", ("0.0.0.0", "127.0.0.1"))))
+    assert httpx.get(url).status_code == 401
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="there is no Chromium")
+def test_a_picture_is_taken_of_the_web_page(run: Run, tmp_path: Path) -> None:
+    run(f"{WEB_PICTURE} {shlex.quote(str(tmp_path / 'web.png'))}")
+    assert (tmp_path / "web.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ── What has to be installed ─────────────────────────────────────────────────────────────────────────────
