@@ -78,6 +78,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class TurnBegan:
+    """A turn is under way."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
 class TurnOver:
     """A turn has ended."""
 
@@ -94,7 +101,7 @@ class TurnOver:
     """What it took."""
 
 
-type Happening = Before | Said | Replied | Asked | TurnOver
+type Happening = Before | Said | Replied | Asked | TurnBegan | TurnOver
 
 
 class Progress:
@@ -114,6 +121,8 @@ class Progress:
         """Of the run that is followed."""
         self.first_turn = 0
         """The steps of earlier turns are not said."""
+        self.is_live = False
+        """Whether what is read now happens now, and not before `follow()` began."""
         self._debug = debug
         self._client = client
         self._latest: Handle = client.get_workflow_handle_for(AgentWorkflow.run, workflow_id)
@@ -130,6 +139,11 @@ class Progress:
         self._began = self._ended = datetime.now(UTC)  # the turn
         self._calls = {"model": 0, "tool": 0}
         self._usage = ai.Usage()
+
+    @property
+    def waiting(self) -> list[UserMessage]:
+        """The messages that no turn has answered."""
+        return list(self._open.values())
 
     @property
     def summary(self) -> str:
@@ -149,8 +163,7 @@ class Progress:
             UserError: It cannot be read, or the server is gone for good.
             RPCError: The server refuses.
         """
-        self.run_id = run.run_id
-        first, next_run = True, run.run_id
+        first, next_run, self.is_live = True, run.run_id, False
         while next_run:  # a run that continues as new has a history of its own for each part
             self.run_id, next_run = next_run, ""
             self._screen.steps.clear()
@@ -160,6 +173,7 @@ class Progress:
             # A long poll: the server answers when there is something new.
             events = handle.fetch_history_events(wait_new_event=True)
             while event := await patiently(partial(anext, events, None)):
+                self.is_live = not first or event.event_id > run.history_length
                 async for happening in self._read(event, first):
                     yield happening
                 self._look_busy()
@@ -240,9 +254,9 @@ class Progress:
                 seconds = (now - step.since).total_seconds()
                 self._say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
 
-    async def _memo_changed(self, event: HistoryEvent, now: datetime) -> list[TurnOver | Asked]:
+    async def _memo_changed(self, event: HistoryEvent, now: datetime) -> list[TurnBegan | TurnOver | Asked]:
         changed = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-        over: list[TurnOver | Asked] = []
+        over: list[TurnBegan | TurnOver | Asked] = []
         if MEMO in changed:
             over += await self._take_status(changed[MEMO], now)
         if self.status.turn >= self.first_turn:
@@ -281,6 +295,8 @@ class Progress:
         for message in waiting:
             for happening in self._said(message):
                 yield happening
+        if self.status.working:
+            yield TurnBegan(self.status.turn)
 
     def _said(self, message: UserMessage) -> list[Said]:
         if message.id in self._known:
@@ -289,14 +305,15 @@ class Progress:
         self._open[message.id] = message
         return [Said(message)]
 
-    async def _take_status(self, payload: Payload, now: datetime) -> list[TurnOver]:
+    async def _take_status(self, payload: Payload, now: datetime) -> list[TurnBegan | TurnOver]:
         before, self.status = self.status, await self._decode(payload, Status)
-        status, over = self.status, list[TurnOver]()
+        status, over = self.status, list[TurnBegan | TurnOver]()
         if before.working and before.turn == status.turn - status.working and status.answered:
             over = [self._over_by(status, before.turn)]
         if status.working and status.turn > before.turn:
             self._began, self._calls, self._usage = now, {"model": 0, "tool": 0}, ai.Usage()
             self._last = AgentAnswer(text="")
+            over.append(TurnBegan(status.turn))
         return over
 
     def _over_by(self, status: Status, turn: int) -> TurnOver:

@@ -74,9 +74,13 @@ class Screen:
         for step in steps:
             yield from self.console.render_lines(self.row(step.summary, step.since, width), options, pad=False)
         # The end of the text counts, and rendering all of a long text takes too long to be live.
-        texts = [markdown(text[-2 * height * width :], style) for step in steps for text, style in step.said]
+        texts = [markdown(text[-2 * height * width :], style) for text, style in self.texts()]
         lines = self.console.render_lines(Group(*texts), options, pad=False)
         yield from lines[-max(1, height - len(steps)) :]
+
+    def texts(self) -> list[tuple[str, str]]:
+        """The texts so far, each with its style."""
+        return [said for step in self.steps.values() for said in step.said]
 
     def row(self, what: str, since: datetime, width: int) -> Text:
         """The line of something under way, with a spinner and its seconds."""
