@@ -37,6 +37,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 from bridge.details import shortened
 from bridge.failures import failure_of, reason_of
 from bridge.transcript import run_transcript
+from bridge.watching import hurry
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
 from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, Request, fits, is_long
@@ -410,6 +411,7 @@ class Turn:
         """End the turn. Its model and tool calls are cancelled."""
         self.is_stopped = True
         if self._task is not None:
+            hurry(True)
             self._task.cancel()
 
     def carried(self) -> ConversationState:
@@ -456,6 +458,7 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
+        hurry(False)
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
         if workflow.cancellation_reason() is not None or isinstance(failure, workflow.ContinueAsNewError):
             return False
