@@ -36,12 +36,12 @@ type Ask = Callable[[UserMessage], Awaitable[tuple[Handle, str]]]
 """Sends a message: to the open run, or to a new one."""
 
 HELP = """\
-A message begins a turn. While the agent works, it steers the turn: the agent reads it before its next step.
-/stop   stop the turn at once; so does Esc, on an empty line
-/end    end the conversation, when all messages are answered; a later message goes on with it
-/help   this
-Enter sends, Alt-Enter or Ctrl-J begins a new line, Up and Ctrl-R find earlier messages.
-Ctrl-D or Ctrl-C leaves. The conversation stays, and the agent goes on while a worker runs."""
+A message begins a turn. While the agent works, it steers: it is read before the next model call.
+  /stop   stops the turn at once; so does Esc, where the line is empty
+  /end    ends the conversation, when all is answered; a later message goes on with it
+  /help   says this
+Enter sends. Alt-Enter or Ctrl-J begins a new line. Up, Down and Ctrl-R bring earlier messages.
+Ctrl-D and Ctrl-C leave. The conversation stays, and while a worker runs the agent goes on."""
 
 AGAIN_SECONDS = 2
 """How often to look whether somebody else goes on with a conversation that is over."""
@@ -113,12 +113,15 @@ class ChatScreen(Screen):
         """Show a message of a person."""
         raise NotImplementedError
 
+    def echo_answer(self, question: Question, line: str) -> None:
+        """Show what a person has typed in answer to a question."""
+
     def note(self, text: str) -> None:
         """Say something about the conversation."""
         say(text)
 
-    def answer(self, text: str, summary: str) -> None:
-        """Show an answer, and what it took."""
+    def answer(self, text: str, *notes: str) -> None:
+        """Show what the model said, if it did, and lines about it."""
         raise NotImplementedError
 
     def ask(self, question: Question | None) -> None:
@@ -157,10 +160,11 @@ class Lines(ChatScreen):
             say(f"  * {title(text)} ({note})")
 
     @override
-    def answer(self, text: str, summary: str) -> None:
-        print_answer(text)
-        if summary:
-            say(summary)
+    def answer(self, text: str, *notes: str) -> None:
+        if text:
+            print_answer(text)
+        for note in notes:
+            say(note)
 
 
 class Chat:
@@ -229,7 +233,7 @@ class Chat:
             case "":
                 pass
             case "/help":
-                self._screen.note(HELP)
+                self._screen.note(f"\n{HELP}")
             case "/stop":
                 job = self._stop()
             case "/end":
@@ -252,6 +256,8 @@ class Chat:
     async def _job(self, job: Coroutine[None, None, None]) -> None:
         try:
             await job
+        except RPCError as error:
+            self._failed(UserError(f"the Temporal server refused: {one_line(error)}"))
         except Exception as error:
             self._failed(error)
 
@@ -296,10 +302,12 @@ class Chat:
 
     async def _answer(self, line: str) -> None:
         key, question = next(iter(self._questions.items()))
+        self._screen.echo_answer(question, line)
         try:
             answer = question.answer(line)
         except NoAnswer as error:
-            self._screen.note(f"    {error}" if str(error) else f"    {question.prompt}")
+            if str(error):
+                self._screen.note(f"    {error}")
             return
         self._asked_no_more(key)
         try:
@@ -346,14 +354,14 @@ class Chat:
         match happening:
             case Before(turns) if turns and self._shown < turns[-1].number == self._past:
                 asked = [text_of(message) for message in turns[-1].messages if message.role == "user"]
-                self._show_past(asked, lambda: self._screen.answer(last_text(turns[-1].messages), ""))
+                self._show_past(asked, lambda: self._screen.answer(last_text(turns[-1].messages)))
             case Said(message) if message.id not in self._mine and self._shown >= self._past:
                 self._screen.echo(message.text, "from elsewhere" if self._progress.is_live else "")
-            case Replied(message) if self._shown >= self._past and (text := text_of(message)):
+            case Replied(message) if self._shown >= self._past and not self._screen.is_patient:
                 if message.tool_calls:
-                    self._screen.answer(text, "")
+                    self._screen.answer(text_of(message))
                 else:
-                    self._screen.last_words = text
+                    self._screen.last_words = text_of(message)
             case Asked(key, None):
                 self._asked_no_more(key, elsewhere=True)
             case Asked(key, question) if question is not None:
@@ -365,22 +373,27 @@ class Chat:
 
     def _show_past(self, asked: list[str], answer: Callable[[], None]) -> None:
         """Show the last turn that was over before, and what was said since."""
+        self._shown = self._past
+        if self._screen.is_patient:  # it wants its own answers
+            return
         for text in asked:
             self._screen.echo(text)
         answer()
-        self._shown = self._past
         for message in self._progress.waiting:
             self._screen.echo(message.text)
 
     def _turn_over(self, over: TurnOver, summary: str) -> None:
         self._shown, self._screen.last_words = over.turn, ""
-        if over.outcome == "failed":
+        is_mine = any(id in self._mine for id in over.answered)
+        if self._screen.is_patient and (over.outcome == "failed" or not is_mine):
+            pass  # it fails with the error, and prints no answer to somebody else
+        elif over.outcome == "failed":
             self._screen.say("x", turn_failed(over.problem))
         else:
+            notes = [summary] if summary else []
             if cut := CUT_SHORT.get(over.answer.finish_reason or ""):
-                self._screen.note(f"The answer was cut short by {cut}.")
-            if over.answer.text or over.outcome == "answered":
-                self._screen.answer(over.answer.text, summary)
+                notes.insert(0, f"cut short by {cut}")
+            self._screen.answer(over.answer.text, *notes)
         for id in over.answered:
             if id in self._mine and not self._mine[id].done():
                 self._settle(self._mine[id], over)
@@ -405,7 +418,7 @@ class Chat:
         for answered in self._mine.values():
             if problem and not answered.done():
                 answered.set_exception(UserError(problem))
-        if problem:
+        if problem and not self._screen.is_patient:
             self._screen.say("x", problem)
         if not self.is_ended:
             self._screen.note("The conversation is over. Your next message goes on with it.")

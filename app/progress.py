@@ -250,7 +250,9 @@ class Progress:
                 mark, ended = ENDINGS[kind]
                 reply, result = await self._result(event, step)
                 if reply is not None:
-                    yield Replied(reply)
+                    yield Replied(reply.message)
+                if reply is not None and reply.finish_reason == STOPPED:
+                    mark, ended = "x", "stopped after"
                 seconds = (now - step.since).total_seconds()
                 self._say(mark, f"{step.summary} {ended} {seconds:.1f} s{attempts}{result}")
 
@@ -327,8 +329,8 @@ class Progress:
         messages = [self._open.pop(id) for id in ids if id in self._open]
         return TurnOver(turn, messages, ids, outcome, answer, problem, self.summary)
 
-    async def _result(self, event: HistoryEvent, step: Step) -> tuple[ai.Message | None, str]:
-        """What the model said, and the result of a call, in short."""
+    async def _result(self, event: HistoryEvent, step: Step) -> tuple[ModelReply | None, str]:
+        """The reply of a model, and the result of a call in short."""
         if event.HasField("activity_task_failed_event_attributes"):
             failure = event.activity_task_failed_event_attributes.failure
             return None, f": {await self._decode_failure(failure)}"
@@ -341,7 +343,7 @@ class Progress:
         self._last = AgentAnswer(text=text_of(reply.message), finish_reason=reply.finish_reason)
         usage = reply.message.usage
         self._usage += usage or ai.Usage()
-        return reply.message, f": {_tokens(usage)}" if usage else ""
+        return reply, f": {_tokens(usage)}" if usage else ""
 
     async def _decode[T](self, payload: Payload, type: type[T]) -> T:
         try:

@@ -80,8 +80,11 @@ class Prompt(ChatScreen):
         for handler in logging.root.handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(self._above)
-        with redirect_stderr(self._above):
-            await self._session.prompt_async(handle_sigint=False, set_exception_handler=False)
+        try:
+            with redirect_stderr(self._above):
+                await self._session.prompt_async(handle_sigint=False, set_exception_handler=False)
+        finally:
+            say("")
 
     @override
     async def lines(self) -> AsyncIterator[str]:
@@ -185,19 +188,22 @@ class Prompt(ChatScreen):
         self.console.print(lines, soft_wrap=True)
 
     @override
-    def note(self, text: str) -> None:
-        self.console.print(Text(text, style="dim"), soft_wrap=True)
+    def echo_answer(self, question: Question, line: str) -> None:
+        self.console.print(
+            Text(f"    {printable(question.prompt)}", style="cyan").append(line, style="not dim default")
+        )
 
     @override
-    def answer(self, text: str, summary: str) -> None:
-        if not sys.stdout.isatty():
-            print_answer(text)
-        parts = ["", markdown(text), *(["", Text(f"  {summary}", style="dim")] if summary else [])]
-        self._say_together(parts)
+    def note(self, text: str) -> None:
+        self.console.print(Text(printable(text), style="dim"))
 
-    def _say_together(self, parts: list[object]) -> None:
+    @override
+    def answer(self, text: str, *notes: str) -> None:
+        if text and not sys.stdout.isatty():
+            print_answer(text)
         self.refresh()
-        self.console.print(*parts, sep="\n")
+        below = Text("\n".join(f"  {note}" for note in notes), style="dim")
+        self.console.print(*(["", markdown(text)] if text else []), *(["", below] if notes else []), sep="\n")
 
     @override
     def ask(self, question: Question | None) -> None:
