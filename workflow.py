@@ -19,8 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from bridge.wire import STOPPED, text_of
     from durable import temporal_tool
     from options.approvals import approve_if_enabled, enable_approvals
-    from options.continuing import Carried
-    from options.conversation import Conversation, ConversationState, ConversingModel
+    from options.conversation import Conversation, ConversationRequest, ConversationState, ConversingModel
     from tools import get_population, get_weather
 
 SYSTEM_PROMPT = """\
@@ -50,10 +49,9 @@ for tool in TOOLS:
     temporal_tool(tool, before=approve_if_enabled)
 
 
-class AgentRequest(pydantic.BaseModel):
+class AgentRequest(ConversationRequest):
     """Input of `AgentWorkflow`."""
 
-    query: str
     model: str
     max_model_calls: int = 50
     """See `TemporalLanguageModel`."""
@@ -61,14 +59,10 @@ class AgentRequest(pydantic.BaseModel):
     """The same."""
     approve: bool = False
     """Whether a person is asked before each tool call."""
-    query_id: str = ""
     stay_open: bool = False
+    """Whether to wait for more messages when all are answered."""
     idle_limit: timedelta | None = None
-    """For these three see `Conversation`."""
-    conversation: ConversationState | None = None
-    """What was said in an earlier run, if this one goes on from there."""
-    carried: Carried | None = None
-    """The state of the run before, if this one continues it as new."""
+    """For how long."""
 
 
 class AgentAnswer(pydantic.BaseModel):

@@ -63,7 +63,8 @@ async def demo_model(body: dict[str, Any]) -> AsyncIterator[Part]:
     }
     cities = _cities(" ".join(part["text"] for part in _parts(before, "user")))
     wanted = list[tuple[str, str]]()
-    for part in _parts(turn, "user"):
+    looked_up = max((i for i, message in enumerate(turn) if message["role"] == "tool"), default=-1)
+    for part in _parts(turn[looked_up + 1 :], "user"):
         wanted += _calls(part["text"], cities, [tool["name"] for tool in body.get("tools", ())])
     calls = [call for call in dict.fromkeys(wanted) if call not in asked.values()]
     yield {"type": "stream-start", "warnings": []}

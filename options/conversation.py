@@ -1,11 +1,11 @@
 """Conversations: follow-ups, messages that steer the agent while it works, and a stop that keeps all that was said.
 
     @workflow.init
-    def __init__(self, request: Request) -> None:    # see `ConversationRequest`
+    def __init__(self, request: ConversationRequest) -> None:
         self._conversation = Conversation(request, stay_open=True)
 
     @workflow.run
-    async def run(self, request: Request) -> str:
+    async def run(self, request: ConversationRequest) -> str:
         while turn := await self._conversation.next_turn():
             llm = ConversingModel("provider/model", turn)
             async with turn:
@@ -27,7 +27,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Protocol, Self, Unpack, override
+from typing import Literal, Self, Unpack, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -40,7 +40,7 @@ from bridge.transcript import run_transcript
 from bridge.watching import hurry
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
-from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, Request, fits, is_long
+from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, fits, is_long
 
 SAY = "say"
 """Name of the signal that brings a message: a `UserMessage`."""
@@ -76,7 +76,7 @@ class UserMessage(pydantic.BaseModel):
 
     id: str
     """Chosen by the sender. A message that is sent twice with one id counts once."""
-    text: str
+    text: str = pydantic.Field(min_length=1)
     steers: int | None = None
     """The turn that the sender saw under way, if any. The message is read in this turn, before its next model call. If
     there is no such call any more, or no such turn, the message gets a turn of its own."""
@@ -121,6 +121,11 @@ class TurnView(pydantic.BaseModel):
     """None while the turn is under way."""
     problem: str = ""
 
+    @property
+    def result(self) -> TurnResult:
+        """The result of a turn that is over."""
+        return TurnResult(outcome=self.outcome or "answered", text=last_text(self.messages), problem=self.problem)
+
 
 class ConversationView(pydantic.BaseModel):
     """Answer of the query `CONVERSATION_QUERY`."""
@@ -147,15 +152,17 @@ some models refuse it. It may return the list that it was given. See options/sho
 # ── In the workflow ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class ConversationRequest(Request, Protocol):
-    """The workflow's input: a pydantic model with these fields and `carried`."""
+class ConversationRequest(pydantic.BaseModel):
+    """The workflow's input, or the base class of it."""
 
-    query: str
+    query: str = ""
     """The first message. Empty if all messages come as signals."""
-    query_id: str
+    query_id: str = ""
     """The id of that message. Empty if nobody refers to it."""
-    conversation: ConversationState | None
-    """The conversation that this run goes on with."""
+    conversation: ConversationState | None = None
+    """What was said in an earlier run, if this one goes on from there."""
+    carried: Carried | None = None
+    """The state of the run before, if this one continues it as new."""
 
 
 class _Steering(pydantic.BaseModel):
@@ -184,6 +191,12 @@ class _State(pydantic.BaseModel):
     """What no turn has read yet."""
     seen: list[str] = []
     ended: bool = False
+
+    def take_in(self, ids: list[str], messages: list[ai.Message]) -> None:
+        """The turn under way is over."""
+        self.messages += messages
+        self.questions[ids[0]] = self.turn
+        self.current = None
 
 
 class Conversation:
@@ -232,7 +245,6 @@ class Conversation:
             ApplicationError: The history is full, and the conversation too long to be carried over.
         """
         state = self._state
-        begun = self._turn is not None or workflow.info().continued_run_id is not None
         if self._turn is not None:
             # Only the turn that the run began with may go on from a checkpoint.
             self.request = self.request.model_copy(update={"query": "", "carried": None, "conversation": None})
@@ -251,31 +263,32 @@ class Conversation:
                 return None
             state.current, state.steering = state.waiting.pop(0), []
             state.turn += 1
-            if begun:  # whoever starts a run gives it its first status
-                self._mark(working=True)
+            self._mark(working=True)
         self._turn = Turn(self, state, is_resumed)
         return self._turn
 
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
-        packed = self.packed()
+        state = self._state.model_copy(update={"ended": False})
+        if self._turn is not None and state.current is not None:  # the run was ended from outside
+            state.messages, state.questions = [*state.messages], {**state.questions}
+            state.unanswered = {**state.unanswered, state.turn: TurnResult(outcome="stopped")}
+            state.take_in(self._turn.ids, self._turn.settled())
+        packed = _packed(state)
         return packed if len(packed.state) <= CARRIED_LIMIT else None
 
     def packed(self) -> ConversationState:
-        """The conversation so far, of any length."""
-        packed = zlib.compress(self._state.model_dump_json(exclude_none=True).encode())
-        return ConversationState(turns=self._state.turn, state=base64.b64encode(packed).decode())
+        """All of the conversation, for a run that continues as new in the middle of a turn."""
+        return _packed(self._state)
 
     def over(self, ids: list[str], messages: list[ai.Message], result: TurnResult) -> bool:
         """Take in the turn that is over: its messages, and the ids of those that it has read. Returns whether the run
         goes on."""
         state = self._state
-        state.messages += messages
-        state.questions[ids[0]] = state.turn
         if result.outcome != "answered":
             state.unanswered[state.turn] = result
-        state.current = None
+        state.take_in(ids, messages)
         self._over = Status(answered=ids, outcome=result.outcome, problem=shortened(result.problem, PROBLEM_BYTES))
         return self._stay_open or bool(state.waiting)
 
@@ -284,7 +297,9 @@ class Conversation:
         return self._stay_open and not (state.ended or state.waiting or state.current)
 
     def _mark(self, *, working: bool) -> None:
-        workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
+        known = workflow.memo_value(MEMO, Status(), type_hint=Status)
+        if (known.turn, known.working) != (self._state.turn, working):  # `first_memo()` has the first one
+            workflow.upsert_memo({MEMO: self._over.model_copy(update={"turn": self._state.turn, "working": working})})
 
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
@@ -311,9 +326,7 @@ class Conversation:
         await workflow.wait_condition(lambda: message.id not in self._unanswered())
         for turn in self._turns():
             if any(said.id == message.id for said in turn.messages):
-                return TurnResult(
-                    outcome=turn.outcome or "answered", text=last_text(turn.messages), problem=turn.problem
-                )
+                return turn.result
         raise ApplicationError(f"message {message.id!r} was answered long ago", type="AnsweredLongAgo")
 
     def _unanswered(self) -> list[str]:
@@ -344,6 +357,11 @@ def _turns_of(state: _State, current: list[ai.Message]) -> list[TurnView]:
     return [turn for turn in turns if turn.messages]
 
 
+def _packed(state: _State) -> ConversationState:
+    packed = zlib.compress(state.model_dump_json(exclude_none=True).encode())
+    return ConversationState(turns=state.turn, state=base64.b64encode(packed).decode())
+
+
 def _unpacked(state: ConversationState) -> _State:
     return _State.model_validate_json(zlib.decompress(base64.b64decode(state.state)))
 
@@ -353,6 +371,11 @@ def view_of(state: ConversationState) -> ConversationView:
     plain = _unpacked(state)
     asked = [plain.current, *(steering.message for steering in plain.steering)] if plain.current else []
     return ConversationView(turns=_turns_of(plain, [_of_user(message) for message in asked]), waiting=plain.waiting)
+
+
+def has_seen(state: ConversationState, id: str) -> bool:
+    """Whether a message was sent to a conversation."""
+    return id in _unpacked(state).seen
 
 
 def last_text_in(state: ConversationState) -> str:
@@ -377,7 +400,8 @@ class Turn:
         self.text = ""
         """The answer: set it to what the loop says."""
         self.is_stopped = False
-        self._conversation, self._state, self._is_resumed = conversation, state, is_resumed
+        self.conversation = conversation
+        self._state, self._is_resumed = state, is_resumed
         self._asked = _of_user(state.current)
         self._said: list[ai.Message] = []
         """What came after the question, so far."""
@@ -396,11 +420,11 @@ class Turn:
     @property
     def request(self) -> ConversationRequest:
         """What the run continues as new with."""
-        return self._conversation.request
+        return self.conversation.request
 
     async def earlier(self) -> list[ai.Message]:
         """For the loop: the messages before the question. Await it in the block, since they may be shortened now."""
-        state, shorten = self._state, self._conversation.shorten
+        state, shorten = self._state, self.conversation.shorten
         if shorten is not None and state.messages and not self._is_resumed:
             state.messages = await shorten(list(state.messages))
             kept = {message.id for message in state.messages}
@@ -414,9 +438,15 @@ class Turn:
             hurry(True)
             self._task.cancel()
 
-    def carried(self) -> ConversationState:
-        """The conversation, for a run that continues as new in the middle of this turn."""
-        return self._conversation.packed()
+    def settled(self) -> list[ai.Message]:
+        """The messages as they go into the next turn: each tool call with a result, and no random id."""
+        settled, steering = [self._asked], set(self.ids)
+        for i, message in enumerate(self._said):
+            known = message if message.role == "assistant" or message.id in steering else None
+            settled.append(
+                _with_results(known) if known else message.model_copy(update={"id": f"turn-{self.number}-{i}"})
+            )
+        return settled
 
     # ── For the model ──
 
@@ -473,20 +503,18 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
-        goes_on = self._conversation.over(self.ids, self._settled(), result)
+        goes_on = self.conversation.over(self.ids, self.settled(), result)
         return goes_on or self.is_stopped
 
-    def _settled(self) -> list[ai.Message]:
-        """The messages as they go into the next turn: each tool call with a result, and no random id."""
-        settled = [self._asked]
-        steering = set(self.ids)
-        for i, message in enumerate(self._said):
-            for call in message.tool_calls:
-                if call.status == "pending":
-                    call.set_error("stopped before it was done, and nobody knows whether it took effect")
-            is_known = message.role == "assistant" or message.id in steering
-            settled.append(message if is_known else message.model_copy(update={"id": f"turn-{self.number}-{i}"}))
-        return settled
+
+def _with_results(message: ai.Message) -> ai.Message:
+    if all(call.status != "pending" for call in message.tool_calls):
+        return message
+    copied = message.model_copy(deep=True)
+    for call in copied.tool_calls:
+        if call.status == "pending":
+            call.set_error("stopped before it was done, and nobody knows whether it took effect")
+    return copied
 
 
 def _of_user(message: UserMessage) -> ai.Message:
@@ -500,7 +528,7 @@ class ConversingModel(ContinuingModel):
         model: The model's name.
         turn: The turn that it works for.
         max_calls: Limit for one turn.
-        max_tokens: Limit for the whole conversation.
+        max_tokens: Limit for all turns of the run.
         idle_timeout: As in `TemporalLanguageModel`.
         options: Activity options, over the ones in `MODEL_OPTIONS`.
     """
@@ -544,4 +572,4 @@ class ConversingModel(ContinuingModel):
 
     @override
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
-        return {"conversation": self._turn.carried()}
+        return {"conversation": self._turn.conversation.packed()}

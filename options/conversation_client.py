@@ -6,6 +6,7 @@
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -37,6 +38,7 @@ from options.conversation import (
     Status,
     TurnResult,
     UserMessage,
+    has_seen,
 )
 from options.hooks import open_hooks
 
@@ -58,6 +60,8 @@ class ConversationTooLong(Exception):
 
 
 class _Result(pydantic.BaseModel):
+    """What matters here of a run's result, or of its input."""
+
     conversation: ConversationState | None = None
 
 
@@ -92,6 +96,12 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
                     raise
                 continue  # the run ended meanwhile
         state = await state_of(client, description) if description is not None else None
+        if state is not None and has_seen(state, message.id):
+            return client.get_workflow_handle(workflow_id)
+        # Reading what was said may take seconds. Meanwhile another run may have come and gone.
+        latest = await described(client, workflow_id)
+        if (latest and latest.run_id) != (description and description.run_id):
+            continue
         try:
             return await start(state)
         except WorkflowAlreadyStartedError:
@@ -114,12 +124,17 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             if not isinstance(error.__cause__, RPCError):  # this task is cancelled
                 raise
-        except RPCError as error:  # the run ended, or continued as new: the answer is in the next one, or in its result
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
         except WorkflowUpdateFailedError as error:
             if getattr(error.cause, "type", None) != "AcceptedUpdateCompletedWorkflow":
                 raise
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+        # The run ended, or continued as new. It may have answered first.
+        with suppress(RPCError):  # no worker has answered in time
+            for turn in (await view(handle)).turns:
+                if turn.outcome is not None and any(said.id == message.id for said in turn.messages):
+                    return turn.result
 
 
 async def stop(handle: Handle) -> int | None:
@@ -179,12 +194,25 @@ async def state_of(client: Client, description: WorkflowExecutionDescription) ->
             return result.conversation
     # It was ended from outside, or it is of a time before there were conversations.
     result_type = cast(type, ConversationState | None)
-    replayed: ConversationState | None = await handle.query(
-        STATE_QUERY, result_type=result_type, rpc_timeout=QUERY_TIMEOUT
-    )
+    try:
+        replayed: ConversationState | None = await handle.query(
+            STATE_QUERY, result_type=result_type, rpc_timeout=QUERY_TIMEOUT
+        )
+    except RPCError as error:
+        if error.status != RPCStatusCode.FAILED_PRECONDITION:
+            raise
+        return await _state_before(client, handle)  # it was ended before a worker took it up
     if replayed is None:
         raise ConversationTooLong(f"the conversation of run {description.id!r} is too long for another run")
     return replayed
+
+
+async def _state_before(client: Client, handle: Handle) -> ConversationState | None:
+    async for event in handle.fetch_history_events(page_size=1):
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        request: _Result = (await client.data_converter.decode(payloads[:1], [_Result]))[0]
+        return request.conversation
+    return None
 
 
 async def first_memo(previous: WorkflowExecution | None, title: str, state: ConversationState | None) -> dict[str, Any]:

@@ -3,13 +3,20 @@
 import asyncio
 import threading
 import uuid
+from collections.abc import Awaitable
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from standin import StandIn, hang, held, text, text_parts, tools
-from temporalio.client import Client, WorkflowHandle
+from pydantic_core import from_json
+from standin import Call, StandIn, hang, held, status, text, text_parts, tools
+from starlette.responses import JSONResponse, Response
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import WorkflowIDReusePolicy
 
+from bridge.watching import watch
+from bridge.wire import text_of
+from options.approvals import open_questions
 from options.conversation import ConversationState, UserMessage
 from options.conversation_client import Start, ask, end, first_memo, say, status_of, stop, turn_under_way, view
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
@@ -58,6 +65,32 @@ def prompts(standin: StandIn, call: int = -1) -> list[tuple[str, str]]:
     """The roles and texts of a request to the model, but for the system prompt."""
     prompt = [message for message in standin.calls[call].prompt if message["role"] != "system"]
     return [(m["role"], "".join(part.get("text", part["type"]) for part in m["content"])) for m in prompt]
+
+
+async def signals(handle: WorkflowHandle[Any, Any], number: int) -> None:
+    """Wait until a run has had so many signals."""
+    async for event in handle.fetch_history_events(wait_new_event=True):
+        number -= event.HasField("workflow_execution_signaled_event_attributes")
+        if number <= 0:
+            return
+
+
+async def shown(handle: WorkflowHandle[Any, Any], text: str) -> None:
+    """Wait until the live text of a run is this."""
+    await watch(handle)
+    while True:
+        for pending in (await handle.describe()).raw_description.pending_activities:
+            for payload in pending.heartbeat_details.payloads:
+                if from_json(payload.data)["text"] == text:
+                    return
+
+
+async def asked(handle: WorkflowHandle[Any, Any]) -> None:
+    """Wait until a run asks for an approval."""
+    async for event in handle.fetch_history_events(wait_new_event=True):
+        changed = event.HasField("workflow_properties_modified_event_attributes")
+        if changed and open_questions(await (await handle.describe()).memo()):
+            return
 
 
 @pytest.fixture
@@ -115,11 +148,10 @@ async def test_a_message_steers_the_turn_under_way(talk: Talk, standin: StandIn)
 
 
 async def test_a_stopped_turn_keeps_its_text_and_the_conversation_goes_on(open_talk: Talk, standin: StandIn) -> None:
-    shown = hang(*text_parts("Half an ans")[:-1])
-    standin.play(shown)
+    standin.play(hang(*text_parts("Half an ans")[:-1]))
     first = asyncio.create_task(open_talk.ask("first?"))
     await asyncio.to_thread(standin.wait_for, calls=1)
-    await asyncio.sleep(0.5)
+    await shown(open_talk.handle, "Half an ans")
     assert await stop(open_talk.handle) == 1
     assert await first == "stopped: Half an ans"
     await asyncio.to_thread(standin.calls[0].closed.wait, 10)
@@ -132,3 +164,135 @@ async def test_a_stopped_turn_keeps_its_text_and_the_conversation_goes_on(open_t
         (1, "stopped", 2),
         (2, "answered", 2),
     ]
+
+
+async def test_two_who_ask_at_once_get_the_answers_to_theirs(open_talk: Talk, standin: StandIn) -> None:
+    standin.play(text("Hello."))
+    await open_talk.ask("hello?")
+
+    def echo(call: Call) -> Response | Awaitable[Response]:
+        return text(f"re {call.prompt[-1]['content'][0]['text']}")(call)
+
+    standin.play(*[echo] * 5)
+    questions = [f"question {i}" for i in range(5)]
+    assert await asyncio.gather(*map(open_talk.ask, questions)) == [f"answered: re {each}" for each in questions]
+    said = [words for role, words in prompts(standin) if role == "user"]
+    assert sorted(said[1:]) == questions
+    answers = [words for role, words in prompts(standin) if role == "assistant"]
+    assert answers[1:] == [f"re {words}" for words in said[1:-1]]
+
+
+async def test_a_message_counts_once_however_often_it_is_sent(talk: Talk, open_talk: Talk, standin: StandIn) -> None:
+    for conversation in (talk, open_talk):
+        standin.play(text("One."), text("Two."))
+        assert await conversation.ask("first?", id="m1") == "answered: One."
+        assert await asyncio.gather(*(conversation.ask("second?", id="m2") for _ in range(3))) == ["answered: Two."] * 3
+        await conversation.say("first?", id="m1")
+        assert await conversation.ask("first?", id="m1") == "answered: One."
+        turns = (await view(conversation.handle)).turns
+        assert [text_of(turn.messages[0]) for turn in turns] == ["first?", "second?"]
+
+
+async def test_a_message_that_comes_too_late_to_steer_gets_a_turn_of_its_own(talk: Talk, standin: StandIn) -> None:
+    release = threading.Event()
+    standin.play(held(release, text("One.")), text("Two."))
+    first = asyncio.create_task(talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    second = asyncio.create_task(talk.ask("too late", steers=await turn_under_way(talk.handle)))
+    await signals(talk.handle, 1)
+    release.set()
+    assert await first == "answered: One."
+    assert await second == "answered: Two."
+    assert prompts(standin)[-1] == ("user", "too late")
+
+
+async def test_a_failed_turn_leaves_an_open_conversation_usable(open_talk: Talk, standin: StandIn) -> None:
+    standin.play(status(400, message="no good"), text("Two."))
+    assert await open_talk.ask("first?") == "failed: HTTP 400: no good"
+    assert (await status_of(await open_talk.handle.describe())).outcome == "failed"
+    assert await open_talk.ask("second?") == "answered: Two."
+    assert prompts(standin) == [("user", "first?"), ("user", "second?")]
+
+
+async def test_a_failure_ends_a_run_only_when_nothing_else_waits(talk: Talk, standin: StandIn) -> None:
+    release = threading.Event()
+    standin.play(held(release, status(400, message="no good")), text("Two."))
+    first = asyncio.create_task(talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    second = asyncio.create_task(talk.ask("second?"))
+    await signals(talk.handle, 1)
+    release.set()
+    assert [await first, await second] == ["failed: HTTP 400: no good", "answered: Two."]
+    standin.play(status(400, message="no good"), text("Four."))
+    await talk.say("third?")
+    with pytest.raises(WorkflowFailureError):
+        await talk.handle.result()
+    assert await talk.ask("fourth?") == "answered: Four."
+    assert prompts(standin)[-3:] == [("assistant", "Two."), ("user", "third?"), ("user", "fourth?")]
+
+
+async def test_a_run_that_was_ended_from_outside_is_gone_on_with(talk: Talk, standin: StandIn) -> None:
+    standin.play(text("One."), tools(("c1", "get_weather", {"city": "Tokyo"})), hang(), text("Three."))
+    await talk.ask("first?")
+    await talk.say("second?")
+    await asyncio.to_thread(standin.wait_for, calls=3)
+    await talk.handle.terminate()
+    assert await talk.ask("third?") == "answered: Three."
+    assert prompts(standin)[:3] == [("user", "first?"), ("assistant", "One."), ("user", "second?")]
+    assert [role for role, _ in prompts(standin)[3:]] == ["assistant", "tool", "user"]
+
+
+async def test_a_stop_cancels_tools_and_questions(open_talk: Talk, standin: StandIn) -> None:
+    release = threading.Event()
+    standin.geocoding = held(release, lambda call: JSONResponse({"results": []}))
+    standin.play(tools(("c1", "get_weather", {"city": "Tokyo"})), text("Two."))
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, lookups=1)
+    await stop(open_talk.handle)
+    assert await first == "stopped: "
+    release.set()
+    assert await open_talk.ask("second?") == "answered: Two."
+    [result] = standin.calls[-1].tool_results
+    assert "stopped before it was done" in str(result["output"])
+    seen = [event async for event in open_talk.handle.fetch_history_events()]
+    assert any(event.HasField("activity_task_cancel_requested_event_attributes") for event in seen)
+
+
+async def test_a_stop_takes_away_the_questions_of_the_turn(client: Client, queue: str, standin: StandIn) -> None:
+    talk = Talk(client, stay_open=True, approve=True)
+    standin.play(tools(("c1", "get_weather", {"city": "Tokyo"})), text("Two."))
+    first = asyncio.create_task(talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    await asked(talk.handle)
+    await stop(talk.handle)
+    assert await first == "stopped: "
+    assert not open_questions(await (await talk.handle.describe()).memo())
+    assert await talk.ask("second?") == "answered: Two."
+
+
+async def test_an_idle_limit_ends_the_conversation_and_the_next_message_goes_on(
+    client: Client, queue: str, standin: StandIn
+) -> None:
+    talk = Talk(client, stay_open=True, idle_limit=timedelta(seconds=1))
+    standin.play(text("One."), text("Two."))
+    await talk.ask("first?")
+    assert (await asyncio.wait_for(talk.handle.result(), 30))["text"] == "One."
+    assert await talk.ask("second?") == "answered: Two."
+    assert prompts(standin)[0] == ("user", "first?")
+
+
+async def test_an_end_waits_for_what_was_asked(open_talk: Talk, standin: StandIn) -> None:
+    release = threading.Event()
+    standin.play(held(release, text("One.")), text("Two."))
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    second = asyncio.create_task(open_talk.ask("second?"))
+    await signals(open_talk.handle, 1)
+    await end(open_talk.handle)
+    release.set()
+    assert [await first, await second] == ["answered: One.", "answered: Two."]
+    assert (await open_talk.handle.result())["text"] == "Two."
+    standin.play(text("Three."))
+    assert await open_talk.ask("third?") == "answered: Three."
+    assert not (await status_of(await open_talk.handle.describe())).working  # it is open again
+    assert (await open_talk.handle.describe()).status == WorkflowExecutionStatus.RUNNING

@@ -52,6 +52,18 @@ PRINTED = {
         14 days are too long. At most 7. -> {"city": "Rome", "days": 5}
         Trip: Rome for 5 days
     """,
+    "long_conversation": """
+        scripted: ['Question 1?']
+        Question 1? Answer 1.
+        scripted: ['Question 1?', 'Answer 1.', 'Question 2?']
+        Question 2? Answer 2.
+        summarizer: ['Question 1?', 'Answer 1.', 'Sum up.']
+        scripted: ['Summary so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Question 3?']
+        Question 3? Answer 3.
+        summarizer: ['Summary so far: They spoke of whales.', 'Question 2?', 'Answer 2.', 'Sum up.']
+        scripted: ['Summary so far: They spoke of whales.', 'Question 3?', 'Answer 3.', 'Question 4?']
+        Question 4? Answer 4.
+    """,
     "own_model": """
         stream 1: {"word": "All is"}
         stream 2: {"word": "All is"}

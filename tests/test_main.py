@@ -112,16 +112,18 @@ def test_an_answer_that_was_cut_is_reported_as_such(run_main: RunMain, standin: 
     assert "The answer was cut short by the model's length limit." in result.stderr
 
 
-def test_a_run_is_joined_by_its_name_and_not_started_twice(run_main: RunMain, standin: StandIn) -> None:
+def test_a_run_is_joined_by_its_name_and_gone_on_with_by_a_query(run_main: RunMain, standin: StandIn) -> None:
     name = uuid.uuid4().hex
+    run = rf"Run {name} \(process \d+\)"
     first = run_main("Weather in Tokyo?", "--id", name, env=standin.environment)
-    again = run_main("Weather in Paris?", "--id", name, env=standin.environment)
     alone = run_main("--id", name, env=standin.environment)
-    assert {first.stdout, again.stdout, alone.stdout} == {TOKYO}
+    assert {first.stdout, alone.stdout} == {TOKYO}
+    assert re.match(rf"{run} is over\n", alone.stderr)
     assert len(standin.calls) == 2
-    said = rf"Run {name} \(process \d+\) is over"
-    assert re.match(rf"{said}\n", alone.stderr)
-    assert re.match(rf"{said}; it keeps the query that it was started with\n", again.stderr)
+    more = run_main("and the population?", "--id", name, env=standin.environment)
+    assert more.stdout == "Tokyo: population 9,733,276.\n"
+    assert re.match(rf"{run} goes on\n", more.stderr)
+    assert run_main("--id", name, env=standin.environment).stdout == more.stdout
 
 
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────

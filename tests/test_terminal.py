@@ -320,6 +320,7 @@ async def test_a_run_has_a_title_every_call_a_summary_and_all_of_it_is_readable_
     assert contents[0]["query"] == "What is the weather\nin Tokyo?"
     assert contents[3] == {"tool": "get_weather", "arguments": {"city": "Tokyo"}}
     assert contents[4]["result"]["temperature"] == "18.4 °C"
+    assert contents[-1].pop("conversation")["turns"] == 1
     assert contents[-1] == {"text": TOKYO, "finish_reason": "stop"}
 
 
