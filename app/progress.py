@@ -287,9 +287,12 @@ class Progress:
             self._began, self._calls, self._usage = now, {"model": 0, "tool": 0}, ai.Usage()
             self._last = AgentAnswer(text=last_text(turns[-1].messages) if turns else "")
             yield Before(turns)
-        if MEMO in started.memo.fields:
+        if MEMO in started.memo.fields and not first:
+            for over in await self._take_status(started.memo.fields[MEMO], now):
+                yield over
+        elif MEMO in started.memo.fields:
             self.status = await self._decode(started.memo.fields[MEMO], Status)
-            if first and turns and self.status.answered and not self.status.working:
+            if turns and self.status.answered and not self.status.working:
                 yield self._over_by(self.status, self.status.turn)
         if carried := request.carried:
             self._calls = {"model": carried.calls, "tool": len(carried.checkpoint.tools)}

@@ -162,7 +162,9 @@ class ContinuingModel(TemporalLanguageModel):
         said, state, besides = _fingerprint(messages), _packed(ai.get_checkpoint()), self._carried_besides()
         if fits(len(state) + len(to_json(besides))):
             carried = Carried(calls=self.calls, usage=run_transcript().usage, said=said, state=state)
-            workflow.continue_as_new(self._request.model_copy(update={"carried": carried, **besides}))
+            request = self._request.model_copy(update={"carried": carried, **besides})
+            # By default, the next run would have the memo that this one began with.
+            workflow.continue_as_new(request, memo=dict(workflow.memo()))
 
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
         """Other fields of the next run's input."""

@@ -304,7 +304,9 @@ class Conversation:
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
             carried = Carried(usage=run_transcript().usage)
-            workflow.continue_as_new(self.request.model_copy(update={"carried": carried, "conversation": state}))
+            request = self.request.model_copy(update={"carried": carried, "conversation": state})
+            over = self._over.model_copy(update={"turn": self._state.turn, "working": False})
+            workflow.continue_as_new(request, memo={**workflow.memo(), MEMO: over})
 
     # ── Signals, updates and queries ──
 
