@@ -21,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from app.command_line import Options, problem_of
 from app.output import COMMAND, UserError, is_dumb, one_line, print_answer, say, say_error, title
-from app.progress import Asked, Before, Happening, Progress, Replied, Said, TurnOver
+from app.progress import Asked, Before, Happening, Progress, Replied, Said, TurnBegan, TurnOver
 from app.questions import NoAnswer, Question
 from app.runs import Handle, UnfitAnswer, join, send, status_in, turn_failed, why_failed
 from app.screen import Screen, is_terminal
@@ -45,6 +45,10 @@ Ctrl-D and Ctrl-C leave. The conversation stays, and while a worker runs the age
 
 AGAIN_SECONDS = 2
 """How often to look whether somebody else goes on with a conversation that is over."""
+
+
+SEND_SECONDS = 5
+"""How long to go on trying to send a message when its writer has left."""
 
 
 async def chat(server: Server, ask: Ask, options: Options) -> None:
@@ -186,6 +190,8 @@ class Chat:
         """The last turn that was over before."""
         self._shown = -1
         """The last turn that is shown."""
+        self._last_said = ""
+        """The id of the message that was shown last."""
         self._mine: dict[str, asyncio.Future[AgentAnswer]] = {}
         """The messages of this person, by their ids."""
         self._unsent: dict[str, str] = {}
@@ -208,6 +214,8 @@ class Chat:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                if self._unsent:  # typed just before
+                    await asyncio.wait(self._jobs, timeout=SEND_SECONDS)
         finally:
             for task in (*tasks, *self._jobs):
                 task.cancel()
@@ -271,7 +279,7 @@ class Chat:
         answered = self._mine[message.id] = asyncio.Future[AgentAnswer]()
         answered.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be waiting
         self._unsent[message.id] = text
-        self._screen.echo(text)
+        self._echo(message)
         async with self._order:
             try:
                 await patiently(partial(self._ask, message))
@@ -285,6 +293,10 @@ class Chat:
         if self._screen.is_patient:
             await answered
 
+    def _echo(self, message: UserMessage, note: str = "") -> None:
+        self._last_said = message.id
+        self._screen.echo(message.text, note)
+
     async def _stop(self) -> None:
         turn = await patiently(partial(stop, self._handle)) if self.has_begun else None
         self._screen.note("There is nothing to stop." if turn is None else f"Stopping turn {turn}.")
@@ -292,8 +304,10 @@ class Chat:
     async def _end(self) -> None:
         self.is_ended = True
         try:
+            async with self._order:
+                if self.has_begun:
+                    await patiently(partial(end, self._handle))
             if self.has_begun:
-                await patiently(partial(end, self._handle))
                 self._screen.note("Ending the conversation, when all messages are answered.")
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
@@ -356,7 +370,10 @@ class Chat:
                 asked = [text_of(message) for message in turns[-1].messages if message.role == "user"]
                 self._show_past(asked, lambda: self._screen.answer(last_text(turns[-1].messages)))
             case Said(message) if message.id not in self._mine and self._shown >= self._past:
-                self._screen.echo(message.text, "from elsewhere" if self._progress.is_live else "")
+                self._echo(message, "from elsewhere" if self._progress.is_live else "")
+            case TurnBegan(turn) if turn > self._past and (waiting := self._progress.waiting):
+                if waiting[0].id != self._last_said:  # others came after it
+                    self._screen.note(f"  turn {turn}: {title(waiting[0].text, 60)}")
             case Replied(message) if self._shown >= self._past and not self._screen.is_patient:
                 if message.tool_calls:
                     self._screen.answer(text_of(message))
@@ -380,7 +397,7 @@ class Chat:
             self._screen.echo(text)
         answer()
         for message in self._progress.waiting:
-            self._screen.echo(message.text)
+            self._echo(message)
 
     def _turn_over(self, over: TurnOver, summary: str) -> None:
         self._shown, self._screen.last_words = over.turn, ""

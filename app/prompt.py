@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
-from contextlib import redirect_stderr, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import override
 
@@ -21,7 +21,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import create_output
+from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 from rich.color import Color
@@ -56,9 +56,7 @@ class Prompt(ChatScreen):
         self._question: Question | None = None
         self._draft = ""
         """What was typed when a question came up."""
-        self._output = create_output(stdout=sys.stderr)
-        if isinstance(self._output, Vt100_Output):
-            self._output.enable_cpr = False  # the place of the prompt need not be known, and not all terminals tell it
+        self._output = _output()
         self._session = PromptSession[str](
             message=self._message,
             placeholder=lambda: [("class:hint", self._hint())],
@@ -170,15 +168,10 @@ class Prompt(ChatScreen):
             output.write_raw(text)
             output.flush()
             return
-        is_vt100 = isinstance(output, Vt100_Output)
-        if is_vt100:  # terminals that know it show nothing in between
-            output.write_raw("\x1b[?2026h")
-        app.renderer.erase()
-        output.write_raw(text)
-        app.renderer.render(app, app.layout)
-        if is_vt100:
-            output.write_raw("\x1b[?2026l")
-            output.flush()
+        with output.at_once() if isinstance(output, _AtOnce) else nullcontext():
+            app.renderer.erase()
+            output.write_raw(text)
+            app.renderer.render(app, app.layout)
 
     @override
     def echo(self, text: str, note: str = "") -> None:
@@ -218,6 +211,38 @@ class Prompt(ChatScreen):
             buffer.text, self._draft = self._draft, ""
             buffer.cursor_position = len(buffer.text)
         self.refresh()
+
+
+def _output() -> Output:
+    if sys.platform == "win32":
+        return create_output(stdout=sys.stderr)
+    term, depth = os.environ.get("TERM"), ColorDepth.from_env()
+    return _AtOnce.from_pty(sys.stderr, term=term, default_color_depth=depth)
+
+
+class _AtOnce(Vt100_Output):
+    """Can write several changes at once, so that nobody sees what is in between."""
+
+    _is_held = False
+
+    responds_to_cpr = False  # where the prompt is need not be known, and not every terminal tells it
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Hold back what is written, until the end of the block."""
+        self._is_held = True
+        try:
+            self.write_raw("\x1b[?2026h")  # so that a terminal draws it at once, too, if it knows this
+            yield
+            self.write_raw("\x1b[?2026l")
+        finally:
+            self._is_held = False
+            self.flush()
+
+    @override
+    def flush(self) -> None:
+        if not self._is_held:
+            super().flush()
 
 
 def _fragments(line: Iterable[Segment]) -> StyleAndTextTuples:
