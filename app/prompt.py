@@ -37,7 +37,7 @@ from app.questions import Question
 REMEMBERED_CHARACTERS = 10_000
 """Longer messages are not kept in the history of the prompt."""
 
-STYLE = Style.from_dict({"prompt": "ansicyan bold", "question": "ansicyan", "hint": "ansibrightblack"})
+STYLE = Style.from_dict({"sign": "ansicyan bold", "question": "ansicyan", "hint": "ansibrightblack"})
 
 COLORS = "black red green yellow blue magenta cyan gray brightblack brightred brightgreen brightyellow brightblue "
 COLORS += "brightmagenta brightcyan white"
@@ -132,7 +132,7 @@ class Prompt(ChatScreen):
     def _message(self) -> StyleAndTextTuples:
         if self._question is not None:
             return [*self._picture, ("class:question", f"    {printable(self._question.prompt)}")]
-        return [*self._picture, ("", "\n"), ("class:prompt", "> ")]
+        return [*self._picture, ("", "\n"), ("class:sign", "> ")]
 
     def _hint(self) -> str:
         if self._question is not None:
@@ -196,7 +196,9 @@ class Prompt(ChatScreen):
             print_answer(text)
         self.refresh()
         below = Text("\n".join(f"  {note}" for note in notes), style="dim")
-        self.console.print(*(["", markdown(text)] if text else []), *(["", below] if notes else []), sep="\n")
+        parts = [*(["", markdown(text)] if text else []), *(["", below] if notes else [])]
+        if parts:
+            self.console.print(*parts, sep="\n")
 
     @override
     def ask(self, question: Question | None) -> None:
