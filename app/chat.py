@@ -198,6 +198,7 @@ class Chat:
         """Their texts, as long as the server may not have them."""
         self._late = set[str]()
         """Those that came too late to steer."""
+        self._is_stopping = False
         self._questions: dict[str, Question] = {}
         """The open ones. The first of them is asked."""
 
@@ -299,6 +300,7 @@ class Chat:
 
     async def _stop(self) -> None:
         turn = await patiently(partial(stop, self._handle)) if self.has_begun else None
+        self._is_stopping = turn is not None
         self._screen.note("There is nothing to stop." if turn is None else f"Stopping turn {turn}.")
 
     async def _end(self) -> None:
@@ -400,7 +402,7 @@ class Chat:
             self._echo(message)
 
     def _turn_over(self, over: TurnOver, summary: str) -> None:
-        self._shown, self._screen.last_words = over.turn, ""
+        self._shown, self._screen.last_words, self._is_stopping = over.turn, "", False
         is_mine = any(id in self._mine for id in over.answered)
         if self._screen.is_patient and (over.outcome == "failed" or not is_mine):
             pass  # it fails with the error, and prints no answer to somebody else
@@ -462,6 +464,7 @@ class Chat:
         was_asked = key == next(iter(self._questions), None)
         if self._questions.pop(key, None) is None or not was_asked or not self._screen.can_ask:
             return
-        if elsewhere:
+        if elsewhere and not self._is_stopping:
             self._screen.note("    It was answered elsewhere, or too late.")
-        self._screen.ask(next(iter(self._questions.values()), None))
+        if not (self._is_stopping and self._questions):  # the others go with it
+            self._screen.ask(next(iter(self._questions.values()), None))
