@@ -67,6 +67,8 @@ def copy(folder: Path, *files: str) -> None:
         shutil.copy(ROOT / file, folder / file)
 
 
+PARIS = "Paris: 15.1 °C, light drizzle, wind 10.8 km/h; population 2,138,551.\n"
+
 type Start = Callable[..., subprocess.Popen[str]]
 type Run = Callable[..., str]
 
@@ -175,7 +177,9 @@ LOAD = take(r"benchmarks/load\.py")
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
 LOOP = take(r"^for ")
-TRIP = take(r"--id trip")
+TRIP = take(r"--approve --id trip")
+GO_ON = take(r"--id trip .And in Paris")
+CHAT = take(r"main.py --chat$")
 TWO_CITIES = take(r"--id two-cities")
 LIST = "uv run python main.py --list"
 
@@ -224,6 +228,11 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
     process, _, answer = ask(again)
     run(answer)
     assert process.communicate(timeout=60)[0] == TOKYO
+    assert run(GO_ON) == PARIS
+
+
+def test_a_chat_takes_a_message(run: Run) -> None:
+    assert run(f'echo "And in Paris?" | {CHAT}') == PARIS
 
 
 def test_many_runs_in_a_row(run: Run) -> None:
@@ -232,8 +241,7 @@ def test_many_runs_in_a_row(run: Run) -> None:
 
 def test_a_conversation_through_pipes_is_listed_and_ended(run: Run) -> None:
     cities, end = change(TWO_CITIES, ("uv run python main.py --list\n", "")).splitlines()
-    paris = "Paris: 15.1 °C, light drizzle, wind 10.8 km/h; population 2,138,551.\n"
-    assert run(cities) == f"{TOKYO}{paris}"
+    assert run(cities) == f"{TOKYO}{PARIS}"
     listed = f"until {LIST} | grep -F two-cities; do test $SECONDS -lt 30; done"  # visibility is a moment late
     assert re.fullmatch(r"two-cities +waits for your message +What is the weather in Tokyo\?\n", run(listed))
     run(end)
