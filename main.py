@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 
-from app.command_line import TASK_QUEUE, Options, load_providers_when_used, parse
+from app.command_line import TASK_QUEUE, Options, load_when_used, parse
 
 if __name__ == "__main__":
     # Wrong usage is answered at once, not after the seconds in which the libraries below are loaded.
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to put in order yet, so no traceback either
     COMMAND_LINE = parse(sys.argv[1:])
-    load_providers_when_used()
+    load_when_used()
 
 import asyncio
 import uuid

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -187,17 +188,30 @@ def _is_json_object(text: str) -> bool:
 # ── Start-up time ────────────────────────────────────────────────────────────────────────────────────────
 
 
+USED_BY_FEW = [
+    ["vercel_ai_sdk.anthropic"],
+    ["vercel_ai_sdk.openai"],
+    ["mcp", "mcp.types", "mcp.client.session", "mcp.client.stdio", "mcp.client.streamable_http"],
+    ["app.demo"],
+]
+"""What most runs do without: modules that are loaded together. Of `mcp`, all that the SDK imports."""
+
+
 class LoadedWhenUsed(ModuleType):
     """Stands in `sys.modules` for a module that takes long to load, until something of it is used."""
 
     def __getattr__(self, name: str) -> object:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+        together = next(modules for modules in USED_BY_FEW if self.__name__ in modules)
+        for module in together:
+            if isinstance(sys.modules.get(module), LoadedWhenUsed):
+                del sys.modules[module]
+        for module in together:
+            importlib.import_module(module)
+        return getattr(sys.modules[self.__name__], name)
 
 
-def load_providers_when_used() -> None:
-    """Keep the SDK from loading the libraries of all its providers, which takes two seconds. Call it before its import;
-    this agent asks the gateway."""
-    for name in ("vercel_ai_sdk.anthropic", "vercel_ai_sdk.openai"):
-        sys.modules[name] = LoadedWhenUsed(name)
+def load_when_used() -> None:
+    """Keep the SDK from loading the libraries of all its providers and of MCP, and main.py from loading the demo, which
+    together takes over two seconds. Call it before their import. This agent asks the gateway, and has no MCP server."""
+    for name in itertools.chain.from_iterable(USED_BY_FEW):
+        sys.modules.setdefault(name, LoadedWhenUsed(name))

@@ -22,7 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.of_run import of_run
 from bridge.watching import answer_watchers
-from bridge.wire import PAYLOAD_LIMIT, ModelRequest, WireMessage
+from bridge.wire import PAYLOAD_LIMIT, ModelRequest, RequestJson, WireMessage, json_of
 
 REQUEST_QUERY = "model_request"
 """Name of the Temporal query with which a model activity fetches its request."""
@@ -72,8 +72,12 @@ class RunTranscript:
     def __init__(self) -> None:
         self.usage: ai.Usage | None = None
         """Tokens of the run so far."""
-        self.requests: dict[int, bytes] = {}
-        """The model requests that wait for their activity, as JSON, by number."""
+        self.requests: dict[int, RequestJson] = {}
+        """The model requests that wait for their activity, by number."""
+        self.loaded: dict[bytes, ai.Message] = {}
+        """Settled messages as the activities of this process have read them, by their JSON."""
+        self._settled: dict[int, tuple[ai.Message, bytes]] = {}
+        """By the id of the object."""
         self._conversations: dict[int, list[ai.Message]] = {}
         """The messages of the latest model calls, by number."""
         self._numbers = count(1)
@@ -88,8 +92,8 @@ class RunTranscript:
         """Keep the request of a model call for its activity to fetch, by the number that is yielded."""
         number = next(self._numbers)
         self._keep(number, request.messages)
-        # As bytes, since the loop may change its messages meanwhile.
-        self.requests[number] = request.model_dump_json(exclude_none=True).encode()
+        # As JSON, since the loop may change its messages meanwhile.
+        self.requests[number] = RequestJson(request, {id: json for id, (_, json) in self._settled.items()})
         try:
             yield number
         finally:
@@ -101,8 +105,17 @@ class RunTranscript:
         if message.usage is not None:
             self.usage = message.usage if self.usage is None else self.usage + message.usage
 
+    def settle(self, messages: list[ai.Message]) -> None:
+        """Take these messages, and no others, for ones that change no more. Their JSON is made once, and read once in
+        each process, however many calls they are a part of: a conversation does not cost more from turn to turn."""
+        self._settled = {
+            id(message): self._settled.get(id(message)) or (message, json_of(message)) for message in messages
+        }
+        kept = {json for _, json in self._settled.values()}
+        self.loaded = {json: message for json, message in list(self.loaded.items()) if json in kept}
+
     def _page(self, number: int, start: int) -> bytes:
-        return self.requests[number][start : start + PAGE]
+        return self.requests[number].whole()[start : start + PAGE]
 
     def _keep(self, number: int, messages: list[ai.Message]) -> None:
         """Keep the messages of a call, and forget those of the calls that it goes on from, or that have its label."""
@@ -174,7 +187,7 @@ async def fetch_request(number: int) -> ModelRequest:
     here = _cached.get(info.workflow_run_id)
     # One look, since the workflow's thread may take it out at any time: when the run has to leave the cache.
     if here and (request := here.requests.get(number)):  # None also if the run is being replayed and is not as far yet
-        return ModelRequest.model_validate_json(request)
+        return request.loaded(here.loaded)
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     data = bytearray()
     while True:

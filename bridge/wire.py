@@ -6,6 +6,7 @@ to come back with the part that it came with: a thinking model refuses its own t
 
 import base64
 import inspect
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Self, override
@@ -81,8 +82,11 @@ MANY_PARTS = 50
 
 def message_of(fields: dict[str, Any]) -> ai.Message:
     """The message with these fields, which are known to be right."""
-    special = len(fields["parts"]) >= MANY_PARTS or any(map(is_provider_executed, fields["parts"]))
-    return (ProviderMessage if special else ai.Message).model_construct(**fields)
+    return (ProviderMessage if _are_special(fields["parts"]) else ai.Message).model_construct(**fields)
+
+
+def _are_special(parts: list[ai.Part]) -> bool:
+    return len(parts) >= MANY_PARTS or any(map(is_provider_executed, parts))
 
 
 PROVIDER_PARTS: dict[str, type[_Provided]] = {
@@ -114,11 +118,10 @@ def encodable(text: str) -> str:
 
 
 def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-    parts = list(message.parts)
-    for i, part in enumerate(parts):
-        if part.type == "file" and isinstance(part.data, bytes):
-            parts[i] = part.model_copy(update={"data": base64.b64encode(part.data).decode()})
-    dumped: dict[str, Any] = handler(message.model_copy(update={"parts": parts}))
+    plain_message = message
+    if any(part.type == "file" and isinstance(part.data, bytes) for part in message.parts):
+        plain_message = message.model_copy(update={"parts": list(map(_with_base64, message.parts))})
+    dumped: dict[str, Any] = handler(plain_message)
     for part, plain in zip(message.parts, dumped["parts"], strict=True):
         if part.type == "file" and isinstance(part.data, bytes):
             plain["encoding"] = "base64"  # `FilePart.data` may be a string as well
@@ -129,11 +132,17 @@ def _dump_message(message: ai.Message, handler: pydantic.SerializerFunctionWrapH
     return dumped
 
 
+def _with_base64(part: ai.Part) -> ai.Part:
+    if part.type == "file" and isinstance(part.data, bytes):
+        return part.model_copy(update={"data": base64.b64encode(part.data).decode()})
+    return part
+
+
 def _load_message(value: Any, handler: pydantic.ValidatorFunctionWrapHandler) -> ai.Message:
     if not isinstance(value, dict):
         return handler(value)  # type: ignore[no-any-return]  # a message already, and the same object stays
     message = handler({**value, "parts": [_load_part(part) for part in value.get("parts", ())]})
-    return message_of(dict(message))
+    return message_of(vars(message)) if _are_special(message.parts) else message
 
 
 def _load_part(part: Any) -> Any:
@@ -149,6 +158,14 @@ def _load_part(part: Any) -> Any:
 WireMessage = Annotated[ai.Message, pydantic.WrapSerializer(_dump_message), pydantic.WrapValidator(_load_message)]
 """An `ai.Message` that comes out of JSON as it went in, binary files and the metadata of providers included. For fields
 of pydantic models: Temporal takes it for a plain `ai.Message` where it is the type of a whole payload."""
+
+_MESSAGE: pydantic.TypeAdapter[ai.Message] = pydantic.TypeAdapter(WireMessage)
+
+
+def json_of(message: ai.Message) -> bytes:
+    """The message as JSON."""
+    return _MESSAGE.dump_json(message, exclude_none=True)
+
 
 _PART: pydantic.TypeAdapter[ai.Part] = pydantic.TypeAdapter(ai.Part)
 
@@ -175,6 +192,36 @@ class ModelRequest(pydantic.BaseModel):
     messages: list[WireMessage]
     tools: list[ToolSpec] = []
     output_type: pydantic.ImportString[type[pydantic.BaseModel]] | None = None
+
+
+class RequestJson:
+    """A `ModelRequest` as JSON, in pieces.
+
+    Args:
+        request: The request.
+        known: The JSON of messages that has been made before, by the ids of the objects.
+    """
+
+    def __init__(self, request: ModelRequest, known: Mapping[int, bytes]) -> None:
+        self._known = [known.get(id(message)) for message in request.messages]
+        pieces = zip(self._known, request.messages, strict=True)
+        self._messages = [piece or json_of(message) for piece, message in pieces]
+        self._rest = request.model_dump_json(exclude_none=True, exclude={"messages"}).encode()
+
+    def whole(self) -> bytes:
+        return b'{"messages":[%b],%b' % (b",".join(self._messages), self._rest[1:])
+
+    def loaded(self, loaded: dict[bytes, ai.Message]) -> ModelRequest:
+        """The request again. Messages that were known come from `loaded`, by their JSON, or are put there."""
+        request = ModelRequest.model_validate_json(b'{"messages":[],%b' % self._rest[1:])
+        for known, piece in zip(self._known, self._messages, strict=True):
+            message = loaded.get(piece) if known else None
+            if message is None:
+                message = _MESSAGE.validate_json(piece)
+                if known:
+                    loaded[piece] = message
+            request.messages.append(message)
+        return request
 
 
 class ModelCall(pydantic.BaseModel):

@@ -22,7 +22,7 @@ import hashlib
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
-from typing import Any, Protocol, Self, Unpack, override
+from typing import Any, NoReturn, Protocol, Self, Unpack, override
 
 import pydantic
 import vercel_ai_sdk as ai
@@ -148,7 +148,7 @@ class ContinuingModel(TemporalLanguageModel):
         # Another model of the run may begin with the same number of calls, but it has a conversation of its own: so
         # only the first conversation is compared.
         expected, self._expected = self._expected, ""
-        if expected not in ("", _fingerprint(messages)):
+        if expected and expected != _fingerprint(messages):
             raise ApplicationError(
                 "when the run continued as new, the loop did not come back to where it was; does it make several model "
                 "calls at once, or has it tools that make some? Then it needs a `TemporalLanguageModel`",
@@ -162,13 +162,16 @@ class ContinuingModel(TemporalLanguageModel):
         said, state, besides = _fingerprint(messages), _packed(ai.get_checkpoint()), self._carried_besides()
         if fits(len(state) + len(to_json(besides))):
             carried = Carried(calls=self.calls, usage=run_transcript().usage, said=said, state=state)
-            request = self._request.model_copy(update={"carried": carried, **besides})
-            # By default, the next run would have the memo that this one began with.
-            workflow.continue_as_new(request, memo=dict(workflow.memo()))
+            continue_as_new(self._request.model_copy(update={"carried": carried, **besides}))
 
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:
         """Other fields of the next run's input."""
         return {}
+
+
+def continue_as_new(request: Request) -> NoReturn:
+    """End the run and start another one, with its memo as it is now. By default, it would be as it was at the start."""
+    workflow.continue_as_new(request, memo=dict(workflow.memo()))
 
 
 def is_long() -> bool:

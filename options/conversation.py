@@ -40,7 +40,7 @@ from bridge.transcript import run_transcript
 from bridge.watching import hurry
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
-from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, fits, is_long
+from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, continue_as_new, fits, is_long
 
 SAY = "say"
 """Name of the signal that brings a message: a `UserMessage`."""
@@ -53,6 +53,9 @@ END = "end_conversation"
 
 ASK = "ask"
 """Name of the update that brings a message, and returns its `TurnResult`. Send it with the message's id as its own."""
+
+CONTINUED = "ContinuedAsNew"
+"""The type of the error of such an update, when the run continues as new before there is an answer: send it again."""
 
 CONVERSATION_QUERY = "conversation"
 """Name of the query that gives a `ConversationView`. Its argument is the number of the first turn that is wanted."""
@@ -224,8 +227,9 @@ class Conversation:
         self._stay_open, self._idle_limit = stay_open, idle_limit
         self._state = _unpacked(request.conversation) if request.conversation else _State()
         self._turn: Turn | None = None
-        self._over = Status()
-        """How the latest turn ended."""
+        self._over: Status = workflow.memo_value(MEMO, Status(), type_hint=Status)
+        """How the latest turn ended, which may have been in the run before."""
+        self._continues = False
         if request.query:
             # A run that continues as new in its first turn has the same input, and has seen this message.
             id = request.query_id or workflow.info().first_execution_run_id
@@ -287,7 +291,7 @@ class Conversation:
         goes on."""
         state = self._state
         if result.outcome != "answered":
-            state.unanswered[state.turn] = result
+            state.unanswered[state.turn] = result.model_copy(update={"text": ""})  # which is in the messages
         state.take_in(ids, messages)
         self._over = Status(answered=ids, outcome=result.outcome, problem=shortened(result.problem, PROBLEM_BYTES))
         return self._stay_open or bool(state.waiting)
@@ -303,10 +307,14 @@ class Conversation:
 
     def _continue_if_long(self) -> None:
         if is_long() and fits(len((state := self.packed()).state)):
+            self._mark(working=False)  # where another message waits, too: the next run does not tell of this turn
+            self.release()
             carried = Carried(usage=run_transcript().usage)
-            request = self.request.model_copy(update={"carried": carried, "conversation": state})
-            over = self._over.model_copy(update={"turn": self._state.turn, "working": False})
-            workflow.continue_as_new(request, memo={**workflow.memo(), MEMO: over})
+            continue_as_new(self.request.model_copy(update={"carried": carried, "conversation": state}))
+
+    def release(self) -> None:
+        """End the updates under way, since the run continues as new. They are sent again, to the next run."""
+        self._continues = True
 
     # ── Signals, updates and queries ──
 
@@ -325,7 +333,9 @@ class Conversation:
 
     async def _ask(self, message: UserMessage) -> TurnResult:
         self._say(message)
-        await workflow.wait_condition(lambda: message.id not in self._unanswered())
+        await workflow.wait_condition(lambda: self._continues or message.id not in self._unanswered())
+        if message.id in self._unanswered():
+            raise ApplicationError("ask the next run", type=CONTINUED)
         for turn in self._turns():
             if any(said.id == message.id for said in turn.messages):
                 return turn.result
@@ -425,12 +435,16 @@ class Turn:
         return self.conversation.request
 
     async def earlier(self) -> list[ai.Message]:
-        """For the loop: the messages before the question. Await it in the block, since they may be shortened now."""
+        """For the loop: the messages before the question. Await it in the block, since they may be shortened now. To
+        change one of them, copy it."""
         state, shorten = self._state, self.conversation.shorten
         if shorten is not None and state.messages and not self._is_resumed:
             state.messages = await shorten(list(state.messages))
             kept = {message.id for message in state.messages}
             state.questions = {id: turn for id, turn in state.questions.items() if id in kept}
+            turns = set(state.questions.values())
+            state.unanswered = {turn: result for turn, result in state.unanswered.items() if turn in turns}
+        run_transcript().settle(state.messages)
         return list(state.messages)
 
     def stop(self) -> None:
@@ -490,9 +504,13 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
-        hurry(False)
+        if workflow.in_workflow():  # not while the run is evicted from the worker's cache
+            hurry(False)
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
-        if workflow.cancellation_reason() is not None or isinstance(failure, workflow.ContinueAsNewError):
+        if isinstance(failure, workflow.ContinueAsNewError):
+            self.conversation.release()
+            return False
+        if workflow.cancellation_reason() is not None:
             return False
         if self.is_stopped:
             result = TurnResult(outcome="stopped", text=self.text)
@@ -506,6 +524,13 @@ class Turn:
         else:
             return False  # a bug outside of the loop, which is left to Temporal
         goes_on = self.conversation.over(self.ids, self.settled(), result)
+        if result.outcome == "failed" and not goes_on:
+            # The failure has what was said, so that no worker has to replay this run when the next one goes on.
+            cause = failure.cause if isinstance(failure, ActivityError) else failure
+            name = cause.type if isinstance(cause, ApplicationError) else type(cause).__name__
+            raise ApplicationError(
+                result.problem, self.conversation.state(), type=name, non_retryable=True
+            ) from failure
         return goes_on or self.is_stopped
 
 

@@ -5,6 +5,7 @@
 `start` starts a run of that name. It is called when there is none, or when the latest one is over, with what was said.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from options.approvals import open_questions
 from options.conversation import (
     ASK,
+    CONTINUED,
     CONVERSATION_QUERY,
     END,
     MEMO,
@@ -81,8 +84,8 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
 
     Raises:
         ConversationTooLong: The latest run is over, and the conversation too long for another one.
-        RPCError: The server refuses. Or the latest run has failed, so that a worker has to replay it, and none does
-            (`DEADLINE_EXCEEDED`).
+        RPCError: The server refuses. Or the latest run was ended from outside, so that a worker has to replay it, and
+            none does (`DEADLINE_EXCEEDED`).
     """
     while True:
         description = await described(client, workflow_id)
@@ -125,9 +128,13 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
             if not isinstance(error.__cause__, RPCError):  # this task is cancelled
                 raise
         except WorkflowUpdateFailedError as error:
-            if getattr(error.cause, "type", None) != "AcceptedUpdateCompletedWorkflow":
+            if getattr(error.cause, "type", None) not in (CONTINUED, "AcceptedUpdateCompletedWorkflow"):
                 raise
         except RPCError as error:
+            if error.status == RPCStatusCode.FAILED_PRECONDITION:
+                # A workflow task failed, and is made again: as where a message comes when the run is to continue.
+                await asyncio.sleep(1)
+                continue
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
         # The run ended, or continued as new. It may have answered first.
@@ -192,6 +199,13 @@ async def state_of(client: Client, description: WorkflowExecutionDescription) ->
         result: _Result = await handle.result()
         if result.conversation is not None:
             return result.conversation
+    elif description.status == WorkflowExecutionStatus.FAILED:
+        try:
+            await handle.result()
+        except WorkflowFailureError as failure:
+            details = failure.cause.details if isinstance(failure.cause, ApplicationError) else ()
+            with suppress(pydantic.ValidationError):  # it is of another kind
+                return ConversationState.model_validate(next(iter(details), None))
     # It was ended from outside, or it is of a time before there were conversations.
     result_type = cast(type, ConversationState | None)
     try:

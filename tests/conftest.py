@@ -1,19 +1,31 @@
 """One real Temporal dev server for all tests, real HTTP stand-ins for the rest."""
 
+import asyncio
+import faulthandler
 import fcntl
+import functools
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, override
+from typing import IO, Any, override
+
+import app.demo  # noqa: F401  # before the call below, since tests change what is in it
+from app.command_line import load_when_used
+
+# As main.py does. The tests start many processes, and this takes a second and a half off each of them.
+load_when_used()
 
 import agents
 import pytest
+from processes import end
 from servers import dev_server
 from standin import StandIn
 from temporalio.client import Client, WorkflowHandle
@@ -26,6 +38,10 @@ from durable import HEARTBEAT_TIMEOUT
 from options.gateway import GatewayModel
 from plugin import DurableAgents
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+
+# What one of the many processes has compiled is for all of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("bridge", "options", "app")
@@ -44,7 +60,8 @@ async def client() -> AsyncIterator[Client]:
     """A client of the server that the tests of this process share."""
     # By default a run starts no sooner than a second after the one that it continues.
     at_once = ("--dynamic-config-value", 'history.workflowIdReuseMinimalInterval="0s"')
-    with dev_server(*devserver.FAST, *at_once) as (_, address):
+    # The tests keep all cores busy: the server takes a fifth less of them with one thread, and memory to spare.
+    with dev_server(*devserver.FAST, *at_once, env={"GOMAXPROCS": "1", "GOGC": "400"}) as (_, address):
         yield await Client.connect(address, plugins=[DurableAgents(GatewayModel)])
 
 
@@ -148,7 +165,8 @@ def start_main(environment: dict[str, str]) -> Iterator[StartMain]:
     yield start
     for process in processes:
         process.kill()
-        print(process.args, *process.communicate(), sep="\n")  # shown where a test fails
+    for process in processes:
+        print(process.args, *end(process), sep="\n")  # shown where a test fails
 
 
 @pytest.fixture
@@ -191,11 +209,23 @@ def copy_sample(folder: Path) -> None:
         shutil.copy(file, folder / file.relative_to(ROOT))
 
 
+def take_turn(lock: IO[str], seconds: float = 180) -> None:
+    """Wait for a lock. The ports are one machine's, so tests in other processes take turns."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            assert time.monotonic() < until, f"another test has had the ports of the dev server for {seconds:g} s"
+            time.sleep(0.05)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A copy of the sample with a `.temporal` of its own, in a world where nothing is on Temporal's ports."""
     with (Path(tempfile.gettempdir()) / "durable-agent-ports.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ports are one machine's: tests in other processes take turns
+        take_turn(lock)
         if devserver.answers(devserver.PORT) or devserver.answers(devserver.UI_PORT):
             pytest.skip("something else uses the ports of the dev server")
         copy_sample(tmp_path)
@@ -203,12 +233,53 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         assert not devserver.answers(devserver.PORT), "the dev server was left behind"
 
 
+# ── Nothing waits for ever ───────────────────────────────────────────────────────────────────────────────
+
+BOUND = 180
+"""Seconds for the body of a test that awaits: less than `faulthandler_timeout`, since this shows where it waits."""
+
+type Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def bounded(test: Test) -> Test:
+    @functools.wraps(test)
+    async def run(*arguments: Any, **named: Any) -> None:
+        async with asyncio.timeout(BOUND):
+            await test(*arguments, **named)
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = bounded(item.obj)
+
+
 _status = 0
+_stderr = 2
 
 
-def pytest_sessionfinish(exitstatus: int) -> None:
+def pytest_configure() -> None:
+    global _stderr  # noqa: PLW0603  # while a test runs, pytest has another file in its place
+    _stderr = os.dup(_stderr)
+
+
+def end_if_it_hangs(config: pytest.Config) -> None:
+    """As `faulthandler_timeout` does. That is off once a test has failed, and does not reach the end of a process."""
+    faulthandler.dump_traceback_later(float(config.getini("faulthandler_timeout")), file=_stderr, exit=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    end_if_it_hangs(item.config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     global _status  # noqa: PLW0603  # the hook below is not told
     _status = int(exitstatus)
+    end_if_it_hangs(session.config)
 
 
 def pytest_unconfigure() -> None:

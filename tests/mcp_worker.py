@@ -6,6 +6,10 @@ python mcp_worker.py ADDRESS QUEUE URL
 import asyncio
 import sys
 
+from app.command_line import load_when_used
+
+load_when_used()
+
 import mcp_agents
 from temporalio.client import Client
 from temporalio.worker import Worker

@@ -1,9 +1,12 @@
 """Temporal dev servers for tests, the marathon and the benchmark, several at a time."""
 
+import os
 import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from processes import end, killed_if_late
 
 from app import devserver
 
@@ -11,12 +14,15 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def dev_server(*settings: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def dev_server(
+    *settings: str, port: int = 0, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Have a dev server on loopback while the body runs. Yields its process and its address once it is ready.
 
     Args:
         settings: More options for `temporal server start-dev`.
         port: Where it is to be, or 0 for anywhere.
+        env: More variables of its environment.
     """
     binary = devserver.find_temporal()
     if binary is None:
@@ -28,6 +34,7 @@ def dev_server(*settings: str, port: int = 0) -> Iterator[tuple[subprocess.Popen
         command = [binary, "server", "start-dev", "--headless", "--ip", LOOPBACK, "--port", str(number), *settings]
         process = subprocess.Popen(
             command,
+            env={**os.environ, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not for the server
@@ -35,10 +42,11 @@ def dev_server(*settings: str, port: int = 0) -> Iterator[tuple[subprocess.Popen
         try:
             assert process.stdout is not None
             # What answers on the port may be another server; only this one says that it is ready.
-            if any(line.startswith(b"Temporal Server:") for line in process.stdout):
+            with killed_if_late(process):
+                ready = any(line.startswith(b"Temporal Server:") for line in process.stdout)
+            if ready:
                 yield process, f"{LOOPBACK}:{number}"
                 return
         finally:
-            process.kill()
-            process.communicate()
+            end(process)
     raise RuntimeError("the Temporal server ends before it is ready")

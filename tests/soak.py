@@ -2,6 +2,9 @@
 
     uv run python tests/soak.py --kills 50 --seed 1 --minutes 20
 
+Beside runs of one question there are conversations of several messages: follow-ups to open runs and to runs that are
+over, messages that steer, stops (tests/soak_conversations.py).
+
 It shows that every run comes to its right answer, whatever is killed and when: `main.py`, the dev server or both, with
 one run or two that share the server. And that no call that was done is done again: a run's history has each call just
 once, and the services saw no more requests than the history has attempts. Only calls in flight at a kill are repeated.
@@ -22,8 +25,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from temporalio.client import Client
@@ -32,6 +37,7 @@ from temporalio.service import RPCError
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from conftest import copy_sample
+from soak_conversations import Dialogue
 from standin import StandIn
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,7 +51,10 @@ from plugin import DurableAgents
 PATIENCE = 90  # seconds from the last kill of a round to the answers; more is a hang
 MAX_ERRORS = 4  # as many as there are kills in a round: after another exit with an error, a run is given up
 KILLS = ["worker killed", "server killed", "both killed"]
-RESULTS = ["runs", "right", "hangs", "exits with an error", "completed calls done twice", "calls in flight repeated"]
+RESULTS = [
+    *("runs", "conversations", "messages", "turns", "steering messages", "stopped turns", "right", "hangs"),
+    *("exits with an error", "completed calls done twice", "calls in flight repeated"),
+]
 QUESTIONS = {
     "How is the weather in {}?": ["get_weather"],
     "How many people live in {}?": ["get_population"],
@@ -79,6 +88,10 @@ class Run:
     process: asyncio.subprocess.Process | None = None
     errors: int = 0
     answer: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.answer is not None
 
     @property
     def query(self) -> str:
@@ -120,10 +133,20 @@ class Soak:
         self.rounds += 1
         plan = random.Random(f"{self.options.seed} {self.rounds}")
         # No city twice: a lookup tells whose it is.
-        cities = plan.sample([city for city, facts in CITIES.items() if facts[4] is not None], 6)
+        cities = plan.sample([city for city, facts in CITIES.items() if facts[4] is not None], 12)
         runs = [
             Run(f"soak-{self.rounds}-{i}", plan.choice(list(QUESTIONS)), cities[3 * i :][: plan.randint(1, 3)])
             for i in range(plan.randint(1, 2))
+        ]
+        talks = [
+            Dialogue.planned(
+                plan,
+                f"talk-{self.rounds}",
+                cities[6:][: plan.randint(3, 6)],
+                folder=self.folder,
+                client=self.client,
+                environment=self.standin.environment,
+            )
         ]
         if plan.random() < 0.25:
             # So that the server is also killed while it makes its database.
@@ -132,8 +155,9 @@ class Soak:
         self.standin.lookups.clear()
         before, kills, self._last_kill = self.total.copy(), self.kills, 0.0
         following = [asyncio.create_task(self._follow(run)) for run in runs]
+        following += [asyncio.create_task(talk.converse()) for talk in talks]
         try:
-            await self._disturb(runs, plan)
+            await self._disturb([*runs, *talks], plan)
             ended, hung = await asyncio.wait(following, timeout=PATIENCE)
         finally:
             for task in following:
@@ -143,11 +167,17 @@ class Soak:
             task.result()
 
         wrong = [run for run in runs if run.answer != run.right_answer]
-        self.total.update({"runs": len(runs), "right": len(runs) - len(wrong), "hangs": len(hung)})
+        right = len(runs) - len(wrong)
+        for talk in talks:
+            problems = talk.problems(self.standin) if talk.is_over else [f"it came to no end {talk.errors}"]
+            self.problems += [f"{talk.id}: {problem}" for problem in problems]
+            right += not problems
+            self.total.update(talk.figures())
+        self.total.update({"runs": len(runs), "right": right, "hangs": len(hung)})
         for run in wrong:
             said = tail(self._log(run)) + tail(devserver.STATE / "server.log")
             self.problems.append(f"{run.query}\nexpected {run.right_answer!r}, got {run.answer!r}\n{said}")
-        if wrong:
+        if wrong or hung:
             self.kill_server()
             shutil.rmtree(
                 devserver.STATE, ignore_errors=True
@@ -157,11 +187,12 @@ class Soak:
                 self.problems.append("the dev server was left behind")
             twice = repeated = 0
             try:
-                twice, repeated = await self._count(runs)
+                twice, repeated = await self._count(runs, talks)
             except RPCError as error:
                 self.problems.append(f"round {self.rounds}: a history cannot be read: {error}")
             self.total.update({"completed calls done twice": twice, "calls in flight repeated": repeated})
             at_once = sum(len(run.calls) - 2 for run in runs)  # the lookups; a model call is on its own
+            at_once += sum(len(talk.sent) for talk in talks)
             if twice or repeated > (self.kills - kills) * at_once:
                 self.problems.append(f"round {self.rounds}: {twice} done twice, {repeated} repeated, {at_once} at once")
         print(f"round {self.rounds}: {show(self.total - before)}", flush=True)
@@ -197,19 +228,27 @@ class Soak:
         if self._last_kill:
             self.seconds.append(time.monotonic() - self._last_kill)
 
-    async def _disturb(self, runs: list[Run], plan: random.Random) -> None:
+    async def _disturb(self, runs: Sequence[Run | Dialogue], plan: random.Random) -> None:
         for _ in range(plan.randint(1, 4)):
             wait, what, run = plan.uniform(0, 6), plan.choice(KILLS), plan.choice(runs)
             await asyncio.sleep(wait)
-            if all(other.answer is not None for other in runs) or self.kills >= self.options.kills:
+            if all(other.is_over for other in runs) or self.kills >= self.options.kills:
                 return
-            server = what != KILLS[0] and self.kill_server()
+            server = what != KILLS[0] and await self._kill_server_soon()
             worker = run.process if what != KILLS[1] and run.process and run.process.returncode is None else None
             if worker:
                 worker.kill()
             if server or worker:
                 self.total[KILLS[0] if not server else KILLS[2] if worker else KILLS[1]] += 1
                 self._last_kill = time.monotonic()
+
+    async def _kill_server_soon(self) -> bool:
+        """A server may be about to start."""
+        for _ in range(50):
+            if self.kill_server():
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     def kill_server(self) -> bool:
         with suppress(OSError, ValueError):
@@ -221,14 +260,18 @@ class Soak:
                 return True
         return False
 
-    async def _count(self, runs: list[Run]) -> tuple[int, int]:
+    async def _count(self, runs: list[Run], talks: list[Dialogue]) -> tuple[int, int]:
         """How many calls were made again after they were done, and how many because they were in flight."""
-        twice = 0
-        needed, requests, attempts = Counter[str](), Counter(self.standin.lookups), Counter[str]()
+        twice = repeated = 0
+        needed, requests, attempts = Counter[str](), Counter[str](), Counter[str]()
         for call in self.standin.calls:
-            [run] = [each for each in runs if each.query == call.query]
-            requests[f"{run.id} {2 if call.tool_results else 1}"] += 1
+            for run in [each for each in runs if each.query == call.query]:
+                requests[f"{run.id} {2 if call.tool_results else 1}"] += 1
+        requests.update(city for city in self.standin.lookups if any(city in run.cities for run in runs))
         async with temporal_server(DurableAgents()):
+            for talk in talks:
+                counted = await patiently(partial(talk.count, self.standin))
+                twice, repeated = twice + counted[0], repeated + counted[1]
             for run in runs:
                 history = await patiently(self.client.get_workflow_handle(run.id).fetch_history)
                 scheduled: dict[int, str] = {}
@@ -245,7 +288,7 @@ class Soak:
                 once = Counter(run.calls.keys())
                 twice += (Counter(scheduled.values()) - once).total() + (done - once).total()
                 needed.update(run.calls.values())
-        return twice + (requests - attempts).total(), (requests - needed).total()
+        return twice + (requests - attempts).total(), repeated + (requests - needed).total()
 
 
 def show(counts: Counter[str]) -> str:

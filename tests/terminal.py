@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyte
+from processes import end
 
 # Makes the terminal the one of the process, as a shell does: Ctrl-C and resizing come from there.
 LAUNCHER = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -135,7 +136,6 @@ class Terminal:
         return self.process.returncode, (out or b"").decode()
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        end(self.process)
         self._reader.join(10)
         os.close(self._master)

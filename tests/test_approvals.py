@@ -19,6 +19,7 @@ import agents
 import pytest
 import toolbox
 from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, make_worker
+from processes import kill, line_with
 from standin import Reply, StandIn, hang, held, text
 from standin import json as json_reply
 from standin import tools as calls
@@ -406,14 +407,7 @@ async def test_a_question_outlives_process_and_server_and_costs_nothing_meanwhil
 
 def printed_commands(process: subprocess.Popen[str], questions: int) -> list[str]:
     """The commands that answer the questions, `--yes` and `--no` for each."""
-    assert process.stderr is not None
-    commands: list[str] = []
-    for line in process.stderr:
-        if " --yes " in line or " --no " in line:
-            commands.append(line.strip())
-        if len(commands) == 2 * questions:
-            return commands
-    raise AssertionError(f"the questions never came, only {commands}")
+    return [line_with(process, f" --{word} ").strip() for _ in range(questions) for word in ("yes", "no")]
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH")
@@ -461,8 +455,7 @@ async def test_an_answer_that_nobody_takes_can_be_interrupted(
     handle = client.get_workflow_handle(name)
     await asyncio.to_thread(printed_commands, victim, 1)
     [call] = await until_asked(handle, "Tokyo")
-    victim.kill()
-    victim.wait()
+    kill(victim)
     process = start_main("--no-worker", "--id", name, "--yes", call, env=standin.environment)
     async with asyncio.timeout(60):  # the answer has arrived when there is a task for a worker
         while not (await handle.describe()).raw_description.HasField("pending_workflow_task"):

@@ -29,20 +29,18 @@ def error(result: subprocess.CompletedProcess[str]) -> str:
 # ── The query ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "東京の\N{IDEOGRAPHIC SPACE}天気",
-        "Weather\N{NO-BREAK SPACE}in Tokyo",
-        "The weather for a \N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}?",
-        "one\N{LINE SEPARATOR}two\N{PARAGRAPH SEPARATOR}three",
-        "right to left \N{RIGHT-TO-LEFT MARK}עברית",
-        "a\ttab and\na line",
-        "private \ue000, unassigned \U000e0fff",
-    ],
-    ids=ascii,
-)
-def test_any_text_is_a_query_and_arrives_as_it_is(run_main: RunMain, standin: StandIn, query: str) -> None:
+def test_any_text_is_a_query_and_arrives_as_it_is(run_main: RunMain, standin: StandIn) -> None:
+    query = "; ".join(
+        [
+            "東京の\N{IDEOGRAPHIC SPACE}天気",
+            "Weather\N{NO-BREAK SPACE}in Tokyo",
+            "The weather for a \N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}?",
+            "one\N{LINE SEPARATOR}two\N{PARAGRAPH SEPARATOR}three",
+            "right to left \N{RIGHT-TO-LEFT MARK}עברית",
+            "a\ttab and\na line",
+            "private \ue000, unassigned \U000e0fff",
+        ]
+    )
     standin.play(text("the answer"))
     result = run_main(query, env=standin.environment)
     assert (result.returncode, result.stdout) == (0, "the answer\n")
@@ -68,10 +66,11 @@ def test_what_is_no_text_is_refused(run_main: RunMain, character: str) -> None:
 PROXIES = ["socks5://127.0.0.1:9", "socks://127.0.0.1:9", "http://127.0.0.1:9", "nonsense://127.0.0.1:9"]
 
 
-@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "http_proxy"])
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_the_demo_never_meets_a_proxy(run_main: RunMain, variable: str, proxy: str) -> None:
-    result = run_main("What is the weather in Tokyo?", env={variable: proxy})
+def test_the_demo_never_meets_a_proxy(run_main: RunMain, proxy: str) -> None:
+    # Any one of them would be used, and is nowhere.
+    env = dict.fromkeys(["ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"], proxy)
+    result = run_main("What is the weather in Tokyo?", env=env)
     assert (result.returncode, result.stdout) == (0, TOKYO)
 
 
@@ -143,7 +142,7 @@ def test_no_page_is_named_of_a_server_that_is_not_ours(
 # ── Bugs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("bug", ["1 / 0", 'raise RuntimeError("no luck")', 'raise KeyError("encoding")'])
+@pytest.mark.parametrize("bug", ["1 / 0", 'raise KeyError("encoding")'])
 @pytest.mark.parametrize("place", ["_show_event", "_show_pending"])
 def test_a_bug_of_the_display_is_called_one_and_loses_no_answer(
     run_main: RunMain, standin: StandIn, tmp_path: Path, bug: str, place: str
@@ -172,6 +171,7 @@ def test_debugging_shows_where_an_error_came_from(run_main: RunMain, arguments: 
 
 
 HELD_UP = """\
+from app.command_line import load_when_used; load_when_used()
 import asyncio, gc, os, sys
 from temporalio.client import Client
 from options.gateway import GatewayModel

@@ -122,6 +122,7 @@ async def test_an_error_in_the_code_of_a_tool_is_told_to_the_model_after_one_cal
 
 
 WORKER = """
+from app.command_line import load_when_used; load_when_used()
 import asyncio, os, sys
 import agents
 from temporalio.client import Client

@@ -174,16 +174,17 @@ async def test_fifty_tool_calls_in_one_turn(start_agent: StartAgent, standin: St
     assert Counter(standin.lookups) == Counter(cities * 10)
 
 
-@pytest.mark.parametrize("cached", [1000, 2])
-async def test_two_hundred_runs_at_once_each_have_their_own_transcript(
-    client: Client, standin: StandIn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, cached: int
+@pytest.mark.parametrize(("each", "cached"), [(50, 1000), (10, 2)])
+@pytest.mark.usefixtures("standin")
+async def test_many_runs_at_once_each_have_their_own_transcript(
+    client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, each: int, cached: int
 ) -> None:
     # So many in one process may hold heartbeats up for seconds, on a loaded machine; this is not about these.
     for options in (MODEL_OPTIONS, TOOL_OPTIONS):
         monkeypatch.setitem(options, "heartbeat_timeout", timedelta(minutes=1))
     queue = uuid.uuid4().hex
     people = {"Tokyo": "9,733,276", "Paris": "2,138,551", "London": "8,961,989", "Cairo": "9,606,916"}
-    cities = [city for city in people for _ in range(50)]
+    cities = [city for city in people for _ in range(each)]
     tasks = min(cached, 100)  # no more at once than the cache holds
     async with (
         make_worker(client, queue, max_cached_workflows=cached, max_concurrent_workflow_tasks=tasks),

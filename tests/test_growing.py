@@ -24,6 +24,7 @@ import grpc
 import pytest
 from conftest import ROOT, Forgetful, RunMain, StartMain, StartServer, copy_sample, make_worker
 from converter import Encryption, Folder
+from processes import line_with
 from standin import Reply, StandIn, hang, held, status, text, text_parts
 from standin import tools as calls
 from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
@@ -360,14 +361,13 @@ def test_with_two_lines_changed_the_sample_encrypts_and_stores_elsewhere(
         "PAYLOAD_FOLDER": str(changed_sample / "payloads"),
     }
     process = start_main("Weather?", "--model", "m", "--id", name, folder=changed_sample, env=env)
-    assert process.stderr is not None
     # Whoever follows the run is told of failures in plain words.
-    attempt = next(line for line in process.stderr if line.startswith("  !"))
+    attempt = line_with(process, "  ! ")
     assert "m, call 1: attempt 1 failed: HTTP 503: come back later" in attempt
     # Who has not the key is told at once, also while there is no answer yet.
     live = run_main("--no-worker", "--id", name, env=standin.environment)
     release.set()
-    failure = next(line for line in process.stderr if "FAILED" in line)
+    failure = line_with(process, "FAILED")
     assert failure.endswith(": there is no city called 'Atlantis'\n")
     out, err = process.communicate(timeout=BOUND)
     assert (process.returncode, out) == (0, f"{long_answer}\n"), err
@@ -499,8 +499,7 @@ def test_a_run_stays_with_the_build_that_it_began_with_and_new_runs_go_to_the_cu
 
     workers = [start_main("--worker", env={**env, "TEMPORAL_WORKER_BUILD_ID": build}) for build in ("1", "2")]
     for worker in workers:
-        assert worker.stderr is not None
-        assert "ready" in worker.stderr.readline()
+        line_with(worker, "ready")
     make_current("1")
     start("old")
     standin.wait_for(calls=1)

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import vercel_ai_sdk as ai
 from conftest import ROOT, OpenTerminal, RunMain, StartAgent, StartMain, copy_sample
 from hooked import Permission
+from processes import kill, lines_until
 from standin import StandIn, hang, text
 from standin import tools as calls
 from temporalio.api.enums.v1 import EventType
@@ -238,6 +239,7 @@ async def test_hooks_are_answered_in_any_order_and_cost_nothing_while_they_wait(
     assert await result(run) == [f"True: {label[:3]}" for label in labels]
 
 
+@pytest.mark.parametrize("start", [1000], ids=["cached"], indirect=True)
 async def test_many_hooks_with_much_to_tell_are_no_problem(start: Start) -> None:
     labels = [str(number) for number in range(50)]
     run = await start(hooked.AskingWorkflow, hooked.Asked(labels=labels, metadata={"all": "天" * 10_000}))
@@ -548,8 +550,7 @@ async def test_a_hook_outlives_the_process_and_is_answered_from_elsewhere(
     wait, name = asyncio.to_thread, uuid.uuid4().hex
     standin.play(calls(TOKYO, PARIS), text("the answer"))
     victim = start_main("Weather?", "--id", name, "--model", "m", **sample)
-    assert victim.stderr is not None
-    commands = [line.strip() for line in await wait(read_until, victim.stderr, "--resolve") if " --id " in line]
+    commands = [line.strip() for line in await wait(lines_until, victim, "--resolve") if " --id " in line]
     start_of_all = f"uv run python main.py --id {name}"
     form = """'{"amount": integer, "currency"?: string}'"""
     assert commands == [
@@ -557,8 +558,7 @@ async def test_a_hook_outlives_the_process_and_is_answered_from_elsewhere(
         f"""{start_of_all} --no 'call 1' --reason "…\"""",
         f"{start_of_all} --resolve budget {form}",
     ]
-    victim.kill()
-    victim.wait()
+    kill(victim)
     # No worker is alive.
     found = await until_open(client.get_workflow_handle(name), "call 1", "budget")
     assert found["budget"].metadata == '{"tool":"get_population"}'
@@ -587,16 +587,6 @@ async def test_a_hook_outlives_the_process_and_is_answered_from_elsewhere(
     assert len(standin.calls) == 2
     over = f"run '{name}' is over: nothing waits for an answer in it"
     assert await main(*answers, "--yes", "call 1") == (1, f"Error: {over}")
-
-
-def read_until(lines: Iterable[str], word: str) -> list[str]:
-    """The lines up to the one with this word."""
-    read: list[str] = []
-    for line in lines:
-        read.append(line)
-        if word in line:
-            return read
-    raise AssertionError(read)
 
 
 async def test_an_agent_without_hooks_says_so(

@@ -7,7 +7,6 @@ import asyncio
 import functools
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -26,6 +25,7 @@ import httpx
 import pytest
 import vercel_ai_sdk as ai
 from conftest import ROOT, RunMain, StartMain, make_worker
+from processes import end, first_line, kill, line_with
 from standin import Reply, StandIn, hang, held, parts, text, text_parts
 from standin import tools as calls
 from temporalio import activity
@@ -131,10 +131,8 @@ def open_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenGateway]:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            gateway = Gateway(json.loads(process.stdout.readline())["url"])
+            stack.callback(end, process)
+            gateway = Gateway(json.loads(first_line(process))["url"])
             for name, value in gateway.environment.items():
                 monkeypatch.setenv(name, value)
             return gateway
@@ -159,12 +157,7 @@ def ask_many(client: Client) -> AskMany:
 
 
 async def wait_for_line(process: subprocess.Popen[str], words: str) -> None:
-    def read() -> bool:
-        assert process.stderr is not None
-        return any(words in line for line in process.stderr)
-
-    async with asyncio.timeout(BOUND):
-        assert await asyncio.to_thread(read), f"{words!r} never came"
+    await asyncio.to_thread(line_with, process, words, seconds=BOUND)
 
 
 def serve_activities(address: str, queue: str, stuck_seconds: str) -> None:
@@ -182,7 +175,7 @@ def serve_activities(address: str, queue: str, stuck_seconds: str) -> None:
 @contextmanager
 def activity_worker(client: Client, queue: str, stuck_seconds: float) -> Iterator[None]:
     """Have a process with the activities while the body runs, for the services in the environment."""
-    code = "import sys, test_load; test_load.serve_activities(*sys.argv[1:])"
+    code = "import sys, conftest, test_load; test_load.serve_activities(*sys.argv[1:])"
     address = client.service_client.config.target_host
     process = subprocess.Popen(
         [sys.executable, "-c", code, address, queue, str(stuck_seconds)],
@@ -191,8 +184,7 @@ def activity_worker(client: Client, queue: str, stuck_seconds: float) -> Iterato
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
 
 
 @asynccontextmanager
@@ -261,8 +253,9 @@ async def test_1_a_worker_keeps_its_own_slots(
     assert (await gateway.stats())["peak"] == (3 if own == "tasks" else 1)
 
 
-def allow_files(soft: int, hard: int) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+ALLOW_FILES = 'ulimit -S -n "$1" && ulimit -H -n "$2" && shift 2 && exec "$@"'
+"""For a shell. Python code between the fork and the start of the program (`preexec_fn`) may hang where a process has
+threads, and these tests have those of Temporal and of the stand-ins: whoever starts the program hangs then, too."""
 
 
 @pytest.fixture
@@ -272,14 +265,22 @@ def start_with_files(environment: dict[str, str]) -> Iterator[Callable[..., subp
 
         def start(soft: int, hard: int, env: dict[str, str]) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py"), "--worker"],
+                [
+                    "sh",
+                    "-c",
+                    ALLOW_FILES,
+                    "sh",
+                    str(soft),
+                    str(hard),
+                    sys.executable,
+                    str(ROOT / "main.py"),
+                    "--worker",
+                ],
                 env={**environment, **env},
-                preexec_fn=functools.partial(allow_files, soft, hard),  # noqa: PLW1509
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
+            stack.callback(end, process)
             return process
 
         yield start
@@ -811,6 +812,7 @@ async def test_4_connections_with_and_without_a_proxy_are_kept_apart(
 
 
 TWO_LOOPS = """
+from app.command_line import load_when_used; load_when_used()
 import asyncio, gc, sys
 import vercel_ai_sdk as ai
 from options.gateway import GatewayModel

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, RunMain, StartMain, StartServer
+from processes import line_with
 from standin import StandIn, hang, status, text
 from standin import tools as calls
 from temporalio.client import Client
@@ -70,23 +71,42 @@ def test_the_model_comes_from_the_environment_and_offline_wins_over_a_key(run_ma
     assert NOTICE in result.stderr
 
 
-def test_what_the_sdk_needs_for_other_providers_is_loaded_when_it_is_used(environment: dict[str, str]) -> None:
+def test_what_the_sdk_needs_for_other_agents_is_loaded_when_it_is_used(environment: dict[str, str]) -> None:
     program = """\
 import os, runpy, sys
 os._exit = lambda status: None
 sys.argv = ["main.py", "--offline", "Weather in Tokyo?"]
 runpy.run_path("main.py", run_name="__main__")
 import vercel_ai_sdk as ai
-before = {"anthropic", "openai"} & set(sys.modules)
+few = {"anthropic", "openai", "mcp.client"}
+before = few & set(sys.modules)
 ai.anthropic.AnthropicModel("claude", api_key="a key")
 ai.openai.OpenAIModel("gpt", api_key="a key")
-print(before, {"anthropic", "openai"} <= set(sys.modules), flush=True)
+tool = ai.mcp.client.mcp.types.Tool(name="add", inputSchema={})
+from mcp import ClientSession, types
+from mcp.client.session import ClientSession as same
+print(before, few <= set(sys.modules), isinstance(tool, types.Tool), same is ClientSession, flush=True)
 """
     command = [sys.executable, "-c", program]
     result = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
     )
-    assert result.stdout == f"{TOKYO}set() True\n"
+    assert result.stdout == f"{TOKYO}set() True True True\n"
+
+
+def test_without_the_demo_its_server_is_not_loaded(environment: dict[str, str]) -> None:
+    program = """\
+import os, runpy, sys
+os._exit = lambda status: None
+sys.argv = ["main.py", "--id", "nobody"]
+runpy.run_path("main.py", run_name="__main__")
+print({"starlette", "uvicorn"} & set(sys.modules), flush=True)
+"""
+    env = {**environment, "AI_GATEWAY_API_KEY": "a-key"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert result.stdout == "set()\n"
 
 
 def test_progress_is_on_standard_error(run_main: RunMain, standin: StandIn) -> None:
@@ -267,9 +287,7 @@ def test_a_profile_names_the_server(run_main: RunMain, environment: dict[str, st
 
 def test_demo_workers_leave_real_runs_alone(start_main: StartMain, run_main: RunMain, standin: StandIn) -> None:
     demo = start_main("--worker", "--offline")
-    assert demo.stderr is not None
-    while "ready" not in demo.stderr.readline():
-        pass
+    line_with(demo, "ready")
     standin.play(status(503), status(503), text("from the real one"))
     assert run_main("Weather in Tokyo?", env=standin.environment).stdout == "from the real one\n"
     assert run_main("--no-worker", "--offline", "Weather in Tokyo?").stdout == TOKYO
@@ -333,8 +351,7 @@ def test_two_runs_share_the_dev_server_and_the_last_one_stops_it(
 ) -> None:
     start_main = functools.partial(start_main, folder=folder, env=standin.environment)
     first = start_main("--worker")
-    assert first.stderr is not None
-    assert "ready" in first.stderr.readline()
+    line_with(first, "ready")
     quick = start_main("Weather in Tokyo?")
     assert quick.communicate(timeout=60)[0] == TOKYO
     other = start_main("Weather in Tokyo and Paris?")

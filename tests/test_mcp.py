@@ -23,6 +23,7 @@ import vercel_ai_sdk as ai
 from conftest import ROOT, StartServer
 from mcp import ClientSession
 from mcp_agents import McpRequest
+from processes import end, first_line, kill
 from standin import StandIn, held, text
 from standin import tools as calls
 from starlette.requests import Request
@@ -84,27 +85,28 @@ class Reports:
 
 
 class HttpProcess:
-    """An MCP server in a process of its own, on a port that stays the same."""
+    """An MCP server in a process of its own, on a port that stays the same. It is started when its URL is wanted."""
 
     def __init__(self, reports: Reports) -> None:
         self.reports = reports
         self._port = 0
-        self.start()
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        if self._process is None:
+            self.start()
         return f"http://127.0.0.1:{self._port}/mcp"
 
     def start(self, **environment: str) -> None:
         env = {**os.environ, **self.reports.environment, **environment}
         command = [sys.executable, SCRIPT, str(self._port)]
         self._process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        self._port = int(self._process.stdout.readline())
+        self._port = int(first_line(self._process))
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            kill(self._process)
 
     def restart(self, **environment: str) -> None:
         self.kill()
@@ -129,9 +131,14 @@ def http(reports: Reports) -> Iterator[HttpProcess]:
 
 
 @pytest.fixture
-def servers(http: HttpProcess, reports: Reports) -> McpServers:
+def servers(http: HttpProcess, reports: Reports, request: pytest.FixtureRequest) -> McpServers:
+    case = getattr(request.node, "callspec", None)
+    unused = case is not None and case.params.get("name") == "stdio"
     return McpServers(
-        {"http": HttpServer(http.url), "stdio": StdioServer(sys.executable, [SCRIPT], env=reports.environment)}
+        {
+            "http": HttpServer("http://127.0.0.1:9/mcp" if unused else http.url),
+            "stdio": StdioServer(sys.executable, [SCRIPT], env=reports.environment),
+        }
     )
 
 
@@ -844,8 +851,7 @@ async def test_a_call_of_a_killed_worker_is_made_by_another(
         await result_of(handle)
     finally:
         for worker in workers:
-            worker.kill()
-            worker.communicate()
+            end(worker)
     assert told(standin) == [{"total": 3, "version": "1"}, {"result": "it is done"}]
     assert len([line for line in reports.lines if line.startswith("add")]) == 1
     assert await attempts(handle, "mcp_list_activity") == [1]

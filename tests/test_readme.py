@@ -4,7 +4,7 @@ The commands are taken from the text and run by a shell as they stand there; wha
 numbers put into the same text.
 """
 
-import itertools
+import asyncio
 import json
 import os
 import re
@@ -20,8 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 from conftest import ROOT, StartAgent, StartServer, copy_sample
+from processes import line_with
 from standin import StandIn
 from temporalio.client import Client
 
@@ -95,7 +97,11 @@ def start(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     for process in processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what did not heed it
 
 
 @pytest.fixture
@@ -208,15 +214,13 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
 
     def ask(command: str) -> tuple[subprocess.Popen[str], int, str]:
         process = start(command)
-        assert process.stderr is not None
-        [said] = [line for line in itertools.islice(process.stderr, 2) if line.startswith("Run ")]
-        number = re.search(r"\(process (\d+)\)", said)
+        number = re.search(r"^Run .*\(process (\d+)\)", line_with(process, "Run "))
         assert number is not None
-        return process, int(number[1]), next(line for line in process.stderr if "--yes" in line)
+        return process, int(number[1]), line_with(process, "--yes")
 
     killed, number, _ = ask(first)
     os.kill(number, signal.SIGKILL)
-    killed.wait()
+    killed.wait(60)
     process, _, answer = ask(again)
     run(answer)
     assert process.communicate(timeout=60)[0] == TOKYO
@@ -269,17 +273,16 @@ async def test_a_profile_is_read_by_the_command_of_temporal_and_by_a_worker(
     # That it holds for TLS and keys too is in test_growing.py.
     name = uuid.uuid4().hex
     handle = await client.start_workflow("Unknown", id=name, task_queue=name)
-    while not [run async for run in client.list_workflows(f'WorkflowId = "{name}"')]:
-        pass
+    async with asyncio.timeout(30):
+        while not [run async for run in client.list_workflows(f'WorkflowId = "{name}"')]:
+            pass
     copy(tmp_path)
     address = environment.pop("TEMPORAL_ADDRESS")
     (tmp_path / "temporal.toml").write_text(f'[profile.production]\naddress = "{address}"\n')
     process = start(PROFILE, tmp_path)
-    assert process.stderr is not None
-    assert process.stdout is not None
-    assert any(line == f"Worker on {address} is ready. Ctrl-C stops it.\n" for line in process.stderr)
+    assert line_with(process, "ready") == f"Worker on {address} is ready. Ctrl-C stops it.\n"
     os.killpg(process.pid, signal.SIGTERM)
-    assert name in process.stdout.read()
+    assert name in process.communicate(timeout=60)[0]
     await handle.terminate()
 
 
@@ -287,9 +290,7 @@ def test_a_build_is_made_the_current_one(start: Start, run: Run, start_server: S
     # That runs stay with their build, of two, is in test_growing.py.
     env = {"TEMPORAL_ADDRESS": start_server()[1]}
     worker, make_current, describe = BUILDS.splitlines()
-    stderr = start(worker, env=env).stderr
-    assert stderr is not None
-    assert any("is ready" in line for line in stderr)
+    line_with(start(worker, env=env), "is ready")
     # The server may know of it only a moment later.
     run(f"until {make_current}; do test $SECONDS -lt 30; done", env=env)
     described = run(change(describe, ("--build-id 1", "--build-id 2")), env=env)
@@ -314,6 +315,37 @@ asyncio.run(main())
     [file] = tmp_path.iterdir()
     assert b"aaaa" not in file.read_bytes()
     assert (int(size) < 1000, same) == (True, "True")
+
+
+# ── In a browser ─────────────────────────────────────────────────────────────────────────────────────────
+
+WEB, WEB_WITH_A_TOKEN = take(r"examples/web\.py$"), take(r"^export WEB_TOKEN")
+WEB_PICTURE = take(r"docs/web_screenshot\.py")
+
+
+def page_of(process: subprocess.Popen[str]) -> str:
+    """The address that a web server says when it is ready."""
+    found = re.search(r"http://[\d.:]+/", line_with(process, "Open http://"))
+    assert found is not None
+    return found[0]
+
+
+def test_the_web_server_says_where_its_page_is_and_that_it_is_the_demo(start: Start) -> None:
+    with httpx.Client(base_url=page_of(start(f"{WEB} --port 0")), follow_redirects=True) as user:
+        assert "OFFLINE DEMO" in user.get("/").text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl, which makes the token")
+def test_the_web_server_has_a_token(start: Start) -> None:
+    # The tests listen on loopback only.
+    url = page_of(start(change(f"{WEB_WITH_A_TOKEN} --port 0", ("0.0.0.0", "127.0.0.1"))))
+    assert httpx.get(url).status_code == 401
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="there is no Chromium")
+def test_a_picture_is_taken_of_the_web_page(run: Run, tmp_path: Path) -> None:
+    run(f"{WEB_PICTURE} {shlex.quote(str(tmp_path / 'web.png'))}")
+    assert (tmp_path / "web.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ── What has to be installed ─────────────────────────────────────────────────────────────────────────────
@@ -405,7 +437,7 @@ pathlib.Path(file).write_bytes(urllib.request.urlopen(sys.argv[-1]).read())
 
 
 def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
-    copy(folder, "docs/screenshot.py", "tests/terminal.py", "tests/standin.py")
+    copy(folder, "docs/screenshot.py", "tests/terminal.py", "tests/processes.py", "tests/standin.py")
     beginning = b"\x89PNG"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         (folder / "chromium").write_text(STAND_IN)

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import OpenTerminal, RunMain, StartAgent, StartMain, make_worker
+from processes import line_with
 from standin import Call, StandIn, cut_off, hang, held, parts, text, text_parts
 from standin import json as json_reply
 from standin import tools as calls
@@ -374,13 +375,13 @@ def test_a_run_can_be_looked_at_after_its_server_was_stopped(folder: Path, start
         with pytest.raises(httpx.ConnectError):
             browser.get(page)
         worker = start_main(*shlex.split(command)[4:], folder=folder)
-        assert worker.stderr is not None
-        while "ready" not in worker.stderr.readline():
-            assert worker.poll() is None
+        line_with(worker, "ready")
+        until = time.monotonic() + 20
+        while not devserver.answers(devserver.UI_PORT):  # a part of the server that may come later
+            assert time.monotonic() < until
         shown = browser.get(page)
         # What the page then asks for, until the part of the server that serves it has found the rest.
         api = page.replace("/namespaces/", "/api/v1/namespaces/") + "/history"
-        until = time.monotonic() + 20
         while "history" not in (answer := browser.get(api).json()):
             assert time.monotonic() < until, answer
     worker.send_signal(signal.SIGTERM)

@@ -9,18 +9,23 @@ import os
 import sys
 from typing import override
 
+from app.command_line import load_when_used
+
+load_when_used()
+
 import vercel_ai_sdk as ai
-from conftest import make_worker
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from recorder import told
 from temporalio.client import Client
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
+from temporalio.worker import Worker
 from vercel_ai_sdk.core.telemetry import TelemetryEvent
 
 from options.gateway import GatewayModel
 from plugin import DurableAgents
+from workflow import AgentWorkflow
 
 
 class PrintedEvents:
@@ -49,7 +54,7 @@ async def main(address: str, queue: str, wanted: str) -> None:
         ai.telemetry.enable(PrintedEvents())
         plugins = [DurableAgents(GatewayModel)]
     client = await Client.connect(address, plugins=plugins)
-    async with make_worker(client, queue):
+    async with Worker(client, task_queue=queue, workflows=[AgentWorkflow]):
         await asyncio.to_thread(sys.stdin.read)
 
 
