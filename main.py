@@ -19,12 +19,14 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from app import demo
+from app.chat import chat
 from app.endings import Ending
 from app.environment import build_of_worker, check_environment
 from app.output import say, say_error, set_up_logging, title
@@ -75,6 +77,8 @@ async def run(options: Options) -> int:
                 await signal_run(server.client, options)
             elif options.answers:
                 await answer_question(server.client, options)
+            elif options.chat:
+                await chat(server, partial(ask, server.client, options=options), options)
             elif options.id is not None and options.query is None:
                 handle, state = await join(server.client, options.id, options.task_queue)
                 await show_run(server, handle, state, None, options)

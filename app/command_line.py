@@ -162,13 +162,20 @@ def _standard_input() -> str:
 def _text(parser: argparse.ArgumentParser, name: str, value: str) -> str:
     """The value with lines that end in LF, if it is text; anything else is wrong usage."""
     value = value.replace("\r\n", "\n")
-    if not value.strip():
-        parser.error(f"{name} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        parser.error(f"{name} is not valid UTF-8")
-    if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in value):
-        parser.error(f"{name} contains control characters")
+    if problem := problem_of(value):
+        parser.error(f"{name} {problem}")
     return value
+
+
+def problem_of(text: str) -> str:
+    """What is wrong with a text that somebody wants to send, or nothing."""
+    if not text.strip():
+        return "is empty"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "is not valid UTF-8"
+    if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in text):
+        return "contains control characters"
+    return ""
 
 
 def _is_json_object(text: str) -> bool:

@@ -103,8 +103,13 @@ def title(text: str, length: int = 80) -> str:
 
 def in_color(stream: TextIO | None) -> bool:
     """Whether control codes are welcome there."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    plain = os.environ.get("NO_COLOR") or is_dumb()
     return not plain and stream is not None and stream.isatty()
+
+
+def is_dumb() -> bool:
+    """Whether the terminal knows no control codes at all."""
+    return os.environ.get("TERM", "dumb") == "dumb"
 
 
 def markdown(text: str, style: str = "none") -> Markdown:

@@ -104,6 +104,10 @@ async def connect(config: ClientConnectConfig, plugins: Sequence[Plugin]) -> Cli
         raise UserError(f"cannot use the Temporal server at {config['target_host']}: {problem}") from error
 
 
+_is_lost = False
+"""Whether people were told that the server is lost. Several calls may wait for it."""
+
+
 async def patiently[T](call: Callable[[], Awaitable[T]]) -> T:
     """Await a call to the server, again and again while the server cannot be reached.
 
@@ -118,15 +122,26 @@ async def patiently[T](call: Callable[[], Awaitable[T]]) -> T:
     while True:
         since = time.monotonic()
         try:
-            return await call()
+            result = await call()
         except RPCError as error:
             if error.status not in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN):
                 raise
             # A call that held for longer than the client's own retries had a server meanwhile.
             if lost is None or time.monotonic() - since > 15:
                 lost = time.monotonic()
-                say("Lost the Temporal server; waiting for it to come back.")
+                _tell(is_lost=True)
             if time.monotonic() - lost > LOST_SECONDS:
                 advice = f"when it is back, rejoin the run with: {COMMAND} --id ID"
                 raise UserError(f"the Temporal server does not come back ({one_line(error)}); {advice}") from error
             await asyncio.sleep(1)
+        else:
+            if lost is not None:
+                _tell(is_lost=False)
+            return result
+
+
+def _tell(*, is_lost: bool) -> None:
+    global _is_lost  # noqa: PLW0603  # of the process, as what it says is
+    if is_lost != _is_lost:
+        _is_lost = is_lost
+        say("Lost the Temporal server; waiting for it to come back." if is_lost else "The Temporal server is back.")

@@ -24,7 +24,7 @@ from temporalio.bridge.proto import ActivityHeartbeat
 from temporalio.worker import ActivityOutboundInterceptor
 
 from bridge.transcript import is_cached
-from bridge.watching import WATCH_AGAIN_SECONDS, ask_elsewhere, is_watched
+from bridge.watching import WATCH_AGAIN_SECONDS, ask_elsewhere, is_hurried, is_watched
 from bridge.wire import LiveText, encodable, text_of
 
 BEATS_PER_TIMEOUT = 4
@@ -90,7 +90,7 @@ class Live:
             elif now >= self._ask_at and not is_cached(self._info.workflow_run_id or ""):
                 self._ask_at = now + WATCH_AGAIN_SECONDS
                 self._start(ask_elsewhere)
-        if now >= self._due:
+        if now >= self._due or is_hurried(self._info.workflow_id or ""):
             if not watched:
                 del self._heartbeat.details[:]
                 self._is_news = self._message is not None  # to the next one who watches

@@ -1,4 +1,4 @@
-"""Who watches a run: the text of an answer so far is sent only while somebody reads it.
+"""Who waits for the heartbeats of a run: the text of an answer so far is sent only while somebody reads it.
 
 A watcher calls `watch()` every few seconds. It is a Temporal query: it tells the worker that has the run in its cache,
 and the history knows nothing of it.
@@ -28,6 +28,10 @@ _watched_until: dict[str, float] = {}
 """On the monotonic clock, by workflow id: those that this process was told of."""
 
 
+_hurried = set[str]()
+"""Workflows whose calls are to be cancelled, by their ids."""
+
+
 async def watch(handle: WorkflowHandle[Any, Any], seconds: float = WATCH_SECONDS) -> None:
     """Have the model calls of a run show their text in their heartbeats for a while: see `LiveText` of bridge/wire.py.
 
@@ -50,6 +54,18 @@ def answer_watchers() -> None:
 def is_watched(workflow_id: str) -> bool:
     """Whether somebody watches a run, as far as this process was told."""
     return _watched_until.get(workflow_id, 0.0) > time.monotonic()
+
+
+def hurry(wanted: bool) -> None:
+    """In a workflow: have its calls heartbeat all the time, or no longer. An activity is told that it is cancelled when
+    it heartbeats, which otherwise is every few seconds. It is for the calls in this process, where most of them are."""
+    id = workflow.info().workflow_id
+    _hurried.add(id) if wanted else _hurried.discard(id)
+
+
+def is_hurried(workflow_id: str) -> bool:
+    """Whether calls of this workflow are to be cancelled, as far as this process knows."""
+    return workflow_id in _hurried
 
 
 async def ask_elsewhere() -> None:

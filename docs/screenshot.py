@@ -2,8 +2,8 @@
 
     uv run python docs/screenshot.py
 
-`terminal.svg` is a run in a terminal. `web-ui.png` is the page of a run in Temporal's Web UI, in a headless browser,
-while `main.py --worker` serves its history.
+`terminal.svg` is a run in a terminal, and `chat.svg` a conversation. `web-ui.png` is the page of a run in Temporal's
+Web UI, in a headless browser, while `main.py --worker` serves its history.
 """
 
 import io
@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,14 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+WIDTH = 110
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from standin import StandIn, held  # noqa: E402
 from terminal import Terminal  # noqa: E402
+
+from app import demo  # noqa: E402
 
 QUERY = "Compare the weather and the population of New York and Los Angeles."
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,7 +43,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 def main() -> None:
     if BROWSER is None:
         sys.exit("there is no Chromium")
-    photograph_terminal("How is the weather in New York and Los Angeles?", ROOT / "docs" / "terminal.svg")
+    photograph_run("How is the weather in New York and Los Angeles?", ROOT / "docs" / "terminal.svg")
+    photograph_chat(ROOT / "docs" / "chat.svg")
     run = subprocess.run([*MAIN, QUERY], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=True)
     [page] = re.findall(r"http://\S+/workflows/\S+", run.stderr)
     server = subprocess.Popen([*MAIN, "--worker"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -52,13 +59,43 @@ def main() -> None:
         server.wait()
 
 
-def photograph_terminal(query: str, file: Path) -> None:
-    width = 110
-    terminal = Terminal([*MAIN, query], {**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": ""}, size=(width, 30))
+def photograph_run(query: str, file: Path) -> None:
+    terminal = open_terminal(query)
     status, _ = terminal.finish()
     assert status == 0
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
-    console.print(Text(f'$ uv run python main.py "{query}"', style="bold"))
+    photograph(terminal, f'$ uv run python main.py "{query}"', file)
+
+
+def photograph_chat(file: Path) -> None:
+    asked = threading.Event()
+    with StandIn().serving() as services, tempfile.TemporaryDirectory() as state:
+        # The demo model, but slow enough to be steered.
+        services.play(held(asked, lambda call: demo.stream(demo.demo_model(call.body))))
+        key = {**services.environment, "XDG_STATE_HOME": state}
+        terminal = open_terminal("--chat", "--model", "demo", without=["--offline"], env=key)
+        terminal.wait_for("a message, or /help")
+        terminal.type("How is the weather in New York?\r")
+        terminal.wait_for("steers turn 1; Esc stops it")
+        terminal.type("And the weather in Los Angeles, please.\r")
+        terminal.wait_for("  steers turn 1\n")
+        asked.set()
+        terminal.wait_for("3 model calls", "a message, or /help")
+        terminal.type("Which of the two has more people?\r")
+        terminal.wait_for("2 model calls", "a message, or /help")
+        photograph(terminal, "$ uv run python main.py --chat", file)
+        terminal.type("/end\r")
+        terminal.finish()
+
+
+def open_terminal(*arguments: str, without: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Terminal:
+    command = [word for word in MAIN if word not in without]
+    colored = {**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": "", **(env or {})}
+    return Terminal([*command, *arguments], colored, size=(WIDTH, 40))
+
+
+def photograph(terminal: Terminal, command: str, file: Path) -> None:
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(Text(command, style="bold"))
     for line in terminal.cells():
         text = Text()
         for style, cells in itertools.groupby(line, _style):
@@ -71,7 +108,8 @@ def photograph_terminal(query: str, file: Path) -> None:
 
 
 def _style(cell: Any) -> Style:
-    color = cell.fg if cell.fg in ("red", "green", "yellow", "cyan", "blue", "magenta") else None
+    known = ("red", "green", "yellow", "cyan", "blue", "magenta")
+    color = "bright_black" if cell.fg == "brightblack" else cell.fg if cell.fg in known else None
     return Style(color=color, bold=cell.bold, italic=cell.italics)
 
 

@@ -37,6 +37,10 @@ QUESTION_BYTES = 8_000
 the size of a run's memo."""
 
 
+REFUSED = "a person did not allow this call of "
+"""Begins what the model is told of a call that a person refused. The tool's name follows, and the reason."""
+
+
 class Approval(pydantic.BaseModel):
     """Argument of the update `APPROVAL`: whether a tool call may be made. The model is told the reason if not."""
 
@@ -126,7 +130,7 @@ async def _ask(call: ToolCall, limit: timedelta | None) -> None:
     if answer is None:
         raise ToolError(f"this call of {call.tool} was not allowed: nobody answered within {limit}")
     if not answer.approved:
-        raise ToolError(f"a person did not allow this call of {call.tool}: {answer.reason or 'no reason given'}")
+        raise ToolError(f"{REFUSED}{call.tool}: {answer.reason or 'no reason given'}")
 
 
 async def approve_if_enabled(call: ToolCall) -> None:

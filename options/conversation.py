@@ -37,6 +37,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 from bridge.details import shortened
 from bridge.failures import failure_of, reason_of
 from bridge.transcript import run_transcript
+from bridge.watching import hurry
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
 from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, continue_as_new, fits, is_long
@@ -352,15 +353,20 @@ class Conversation:
         return view
 
     def _turns(self) -> list[TurnView]:
-        turns, state = [TurnView(number=0, messages=[], outcome="answered")], self._state
-        for message in state.messages:
-            if (number := state.questions.get(message.id)) is not None:
-                result = state.unanswered.get(number, TurnResult(outcome="answered"))
-                turns.append(TurnView(number=number, messages=[], outcome=result.outcome, problem=result.problem))
-            turns[-1].messages.append(message)
-        if state.current is not None and self._turn is not None:
-            turns.append(TurnView(number=state.turn, messages=self._turn.messages, outcome=None))
-        return [turn for turn in turns if turn.messages]
+        said = self._turn.messages if self._state.current is not None and self._turn is not None else []
+        return _turns_of(self._state, said)
+
+
+def _turns_of(state: _State, current: list[ai.Message]) -> list[TurnView]:
+    """All turns, with the messages of the current one."""
+    turns = [TurnView(number=0, messages=[], outcome="answered")]
+    for message in state.messages:
+        if (number := state.questions.get(message.id)) is not None:
+            result = state.unanswered.get(number, TurnResult(outcome="answered"))
+            turns.append(TurnView(number=number, messages=[], outcome=result.outcome, problem=result.problem))
+        turns[-1].messages.append(message)
+    turns.append(TurnView(number=state.turn, messages=current, outcome=None))
+    return [turn for turn in turns if turn.messages]
 
 
 def _packed(state: _State) -> ConversationState:
@@ -370,6 +376,13 @@ def _packed(state: _State) -> ConversationState:
 
 def _unpacked(state: ConversationState) -> _State:
     return _State.model_validate_json(zlib.decompress(base64.b64decode(state.state)))
+
+
+def view_of(state: ConversationState) -> ConversationView:
+    """What was said, without a worker. Of a turn that was under way, only what people said in it."""
+    plain = _unpacked(state)
+    asked = [plain.current, *(steering.message for steering in plain.steering)] if plain.current else []
+    return ConversationView(turns=_turns_of(plain, [_of_user(message) for message in asked]), waiting=plain.waiting)
 
 
 def has_seen(state: ConversationState, id: str) -> bool:
@@ -438,6 +451,7 @@ class Turn:
         """End the turn. Its model and tool calls are cancelled."""
         self.is_stopped = True
         if self._task is not None:
+            hurry(True)
             self._task.cancel()
 
     def settled(self) -> list[ai.Message]:
@@ -490,6 +504,8 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
+        if workflow.in_workflow():  # not while the run is evicted from the worker's cache
+            hurry(False)
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
         if isinstance(failure, workflow.ContinueAsNewError):
             self.conversation.release()

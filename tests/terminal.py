@@ -76,10 +76,13 @@ class Terminal:
             return ["".join(line[x].data for x in columns).rstrip() for line in self._screen.history.top] + self.lines
 
     def cells(self) -> list[list[Any]]:
-        """The lines of the screen that are not empty, each as its characters with their looks."""
+        """The lines of the screen up to the last that is not empty, each as its characters with their looks."""
         with self._changed:
-            rows = [[line[x] for x in range(self._screen.columns)] for _, line in sorted(self._screen.buffer.items())]
-            return [row for row in rows if "".join(cell.data for cell in row).strip()]
+            lines = [self._screen.buffer[y] for y in range(self._screen.lines)]
+            rows = [[line[x] for x in range(self._screen.columns)] for line in lines]
+        while rows and not "".join(cell.data for cell in rows[-1]).strip():
+            rows.pop()
+        return rows
 
     @property
     def written(self) -> bytes:

@@ -166,6 +166,37 @@ async def test_a_stopped_turn_keeps_its_text_and_the_conversation_goes_on(open_t
     ]
 
 
+async def test_a_stop_does_not_wait_for_the_next_heartbeat(
+    open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.heartbeats.BEATS_PER_TIMEOUT", 0.5)  # none in the next 16 seconds
+    standin.play(hang())
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    await stop(open_talk.handle)
+    assert await asyncio.to_thread(standin.calls[0].closed.wait, 5)
+    assert await first == "stopped: "
+
+
+async def test_the_status_and_the_title_outlive_a_run_that_continues_as_new(
+    open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("options.continuing.HISTORY_LIMIT", 10)  # after each turn, also with a message that waits
+    release = threading.Event()
+    standin.play(held(release, text("One.")), text("Two."), text("Three."), text("Four."))
+    for question in ("first?", "second?", "third?"):
+        await open_talk.say(question)
+    release.set()
+    assert await open_talk.ask("fourth?") == "answered: Four."
+    async with asyncio.timeout(20):
+        while (description := await open_talk.handle.describe()).history_length > 10:  # it is about to continue
+            pass
+    assert description.raw_description.workflow_execution_info.first_run_id != description.run_id
+    status = await status_of(description)
+    assert (status.turn, status.working, len(status.answered)) == (4, False, 1)
+    assert (await description.memo())["title"] == "first?"
+
+
 async def test_two_who_ask_at_once_get_the_answers_to_theirs(open_talk: Talk, standin: StandIn) -> None:
     standin.play(text("Hello."))
     await open_talk.ask("hello?")

@@ -83,6 +83,7 @@ RUN_ELSEWHERE = {
     "mcp_tools": "test_mcp.py",
     "testing": "test_examples.py",
     "tracing": "test_telemetry.py",
+    "web": "test_web.py",
 }
 
 

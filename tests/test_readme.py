@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 from conftest import ROOT, StartAgent, StartServer, copy_sample
 from processes import line_with
@@ -175,6 +176,8 @@ FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
 LOOP = take(r"^for ")
 TRIP = take(r"--id trip")
+TWO_CITIES = take(r"--id two-cities")
+LIST = "uv run python main.py --list"
 
 
 def test_the_run_that_is_shown_comes_out_as_shown_and_is_joined_by_its_name(run: Run) -> None:
@@ -225,6 +228,15 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
 
 def test_many_runs_in_a_row(run: Run) -> None:
     assert run(change(LOOP, ("seq 200", "seq 2"))) == TOKYO * 2
+
+
+def test_a_conversation_through_pipes_is_listed_and_ended(run: Run) -> None:
+    cities, end = change(TWO_CITIES, ("uv run python main.py --list\n", "")).splitlines()
+    paris = "Paris: 15.1 °C, light drizzle, wind 10.8 km/h; population 2,138,551.\n"
+    assert run(cities) == f"{TOKYO}{paris}"
+    listed = f"until {LIST} | grep -F two-cities; do test $SECONDS -lt 30; done"  # visibility is a moment late
+    assert re.fullmatch(r"two-cities +waits for your message +What is the weather in Tokyo\?\n", run(listed))
+    run(end)
 
 
 # ── Out of one machine ───────────────────────────────────────────────────────────────────────────────────
@@ -303,6 +315,37 @@ asyncio.run(main())
     [file] = tmp_path.iterdir()
     assert b"aaaa" not in file.read_bytes()
     assert (int(size) < 1000, same) == (True, "True")
+
+
+# ── In a browser ─────────────────────────────────────────────────────────────────────────────────────────
+
+WEB, WEB_WITH_A_TOKEN = take(r"examples/web\.py$"), take(r"^export WEB_TOKEN")
+WEB_PICTURE = take(r"docs/web_screenshot\.py")
+
+
+def page_of(process: subprocess.Popen[str]) -> str:
+    """The address that a web server says when it is ready."""
+    found = re.search(r"http://[\d.:]+/", line_with(process, "Open http://"))
+    assert found is not None
+    return found[0]
+
+
+def test_the_web_server_says_where_its_page_is_and_that_it_is_the_demo(start: Start) -> None:
+    with httpx.Client(base_url=page_of(start(f"{WEB} --port 0")), follow_redirects=True) as user:
+        assert "OFFLINE DEMO" in user.get("/").text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl, which makes the token")
+def test_the_web_server_has_a_token(start: Start) -> None:
+    # The tests listen on loopback only.
+    url = page_of(start(change(f"{WEB_WITH_A_TOKEN} --port 0", ("0.0.0.0", "127.0.0.1"))))
+    assert httpx.get(url).status_code == 401
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="there is no Chromium")
+def test_a_picture_is_taken_of_the_web_page(run: Run, tmp_path: Path) -> None:
+    run(f"{WEB_PICTURE} {shlex.quote(str(tmp_path / 'web.png'))}")
+    assert (tmp_path / "web.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ── What has to be installed ─────────────────────────────────────────────────────────────────────────────
@@ -394,7 +437,7 @@ pathlib.Path(file).write_bytes(urllib.request.urlopen(sys.argv[-1]).read())
 
 
 def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
-    copy(folder, "docs/screenshot.py", "tests/terminal.py", "tests/processes.py")
+    copy(folder, "docs/screenshot.py", "tests/terminal.py", "tests/processes.py", "tests/standin.py")
     beginning = b"\x89PNG"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         (folder / "chromium").write_text(STAND_IN)
@@ -402,8 +445,9 @@ def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
         beginning = b"<!doctype html>"
     run(f"PATH=$PATH:{shlex.quote(str(folder))}\n{SCREENSHOT}", folder)
     assert (folder / "docs" / "web-ui.png").read_bytes().startswith(beginning)
-    picture = ElementTree.parse(folder / "docs" / "terminal.svg").getroot()
-    assert "New York: 17.2 °C" in "".join(picture.itertext()).replace("\N{NO-BREAK SPACE}", " ")
+    for file, words in (("terminal.svg", "New York: 17.2 °C"), ("chat.svg", "  steers turn 1")):
+        picture = ElementTree.parse(folder / "docs" / file).getroot()
+        assert words in "".join(picture.itertext()).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def table(document: str, title: str) -> list[str]:
