@@ -389,6 +389,7 @@ COVERAGE = take(r"^COVERAGE_PROCESS_START")
 RECORD = take(r"tests/record_history\.py")
 SCREENSHOT = take(r"docs/screenshot\.py")
 BENCHMARK = take(r"benchmarks/run\.py")
+LONG_CONVERSATION = take(r"benchmarks/conversation\.py$")
 MCP = take(r"examples/mcp_tools\.py")
 
 
@@ -397,9 +398,9 @@ def test_the_soak_kills_and_counts(run: Run) -> None:
     # With this seed, the first round is one run, which is killed with its server while it is under way.
     out = run(change(SOAK, ("--kills 60", "--kills 1"), ("--seed 7", "--seed 52")))
     assert re.search(r"^seed 52, \d rounds, 1 kills in .* minutes$", out, re.MULTILINE)
-    said = re.findall(r" runs (\d+), right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,", out)
-    runs, right = said[-1]
-    assert runs == right
+    nothing_wrong = r".* right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,"
+    runs, conversations, right = re.findall(rf" runs (\d+), conversations (\d+),{nothing_wrong}", out)[-1]
+    assert int(runs) + int(conversations) == int(right) > 0
     assert re.search(r"^seconds from the last kill to the answer: median \d+\.\d, max \d+\.\d$", out, re.MULTILINE)
     assert out.endswith("dev server left behind: no\n")
 
@@ -472,6 +473,11 @@ def test_the_benchmark_of_many_agents_measures_and_writes_a_table_and_a_picture(
     run(f"{LOAD} --quick --output {shlex.quote(str(tmp_path))}")
     assert "this sample" in (tmp_path / "load.md").read_text()
     assert ElementTree.parse(tmp_path / "load.svg").getroot().tag.endswith("svg")
+
+
+def test_the_benchmark_of_a_long_conversation_measures_and_writes_tables(run: Run, tmp_path: Path) -> None:
+    run(f"{LONG_CONVERSATION} --quick --output {shlex.quote(str(tmp_path / 'conversation.md'))}")
+    assert "| this sample |" in (tmp_path / "conversation.md").read_text()
 
 
 def test_the_benchmark_measures_and_writes_tables_and_a_picture(run: Run, tmp_path: Path) -> None:
