@@ -36,6 +36,7 @@ from bridge.wire import (
     ModelRequest,
     ToolCall,
     ToolReply,
+    encodable,
     text_of,
 )
 
@@ -71,7 +72,7 @@ class ModelActivities:
                 if not (details and details.cancel_requested and live.text):
                     raise
                 # People have read this much of the answer, so it is kept (options/conversation.py).
-                half = ai.Message(role="assistant", parts=[ai.TextPart(text=live.text)])
+                half = ai.Message(role="assistant", parts=[ai.TextPart(text=encodable(live.text))])
                 return ModelReply(message=half, finish_reason=STOPPED)
             reply = ModelReply(
                 message=well_formed(message, request),  # a call of a made-up tool tells the model so

@@ -327,3 +327,12 @@ async def test_an_end_waits_for_what_was_asked(open_talk: Talk, standin: StandIn
     assert await open_talk.ask("third?") == "answered: Three."
     assert not (await status_of(await open_talk.handle.describe())).working  # it is open again
     assert (await open_talk.handle.describe()).status == WorkflowExecutionStatus.RUNNING
+
+
+async def test_half_an_answer_may_end_in_the_middle_of_a_letter(open_talk: Talk, standin: StandIn) -> None:
+    standin.play(hang(*text_parts("Half \ud83d")[:-1]))
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    await shown(open_talk.handle, "Half \ufffd")
+    await stop(open_talk.handle)
+    assert await first == "stopped: Half \ufffd"
