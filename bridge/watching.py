@@ -28,8 +28,11 @@ _watched_until: dict[str, float] = {}
 """On the monotonic clock, by workflow id: those that this process was told of."""
 
 
-_hurried = set[str]()
-"""Workflows whose calls are to be cancelled, by their ids."""
+HURRY_SECONDS = 10.0
+"""For how long the calls of a run are hurried. By then they know, and a run that is gone from here is forgotten."""
+
+_hurried_until: dict[str, float] = {}
+"""On the monotonic clock, by workflow id: those whose calls are to be cancelled."""
 
 
 async def watch(handle: WorkflowHandle[Any, Any], seconds: float = WATCH_SECONDS) -> None:
@@ -56,16 +59,16 @@ def is_watched(workflow_id: str) -> bool:
     return _watched_until.get(workflow_id, 0.0) > time.monotonic()
 
 
-def hurry(wanted: bool) -> None:
-    """In a workflow: have its calls heartbeat all the time, or no longer. An activity is told that it is cancelled when
+def hurry() -> None:
+    """In a workflow: have its calls heartbeat all the time, for a while. An activity is told that it is cancelled when
     it heartbeats, which otherwise is every few seconds. It is for the calls in this process, where most of them are."""
-    id = workflow.info().workflow_id
-    _hurried.add(id) if wanted else _hurried.discard(id)
+    if not workflow.unsafe.is_replaying():
+        _extend(_hurried_until, workflow.info().workflow_id, HURRY_SECONDS)
 
 
 def is_hurried(workflow_id: str) -> bool:
     """Whether calls of this workflow are to be cancelled, as far as this process knows."""
-    return workflow_id in _hurried
+    return _hurried_until.get(workflow_id, 0.0) > time.monotonic()
 
 
 async def ask_elsewhere() -> None:
@@ -74,18 +77,19 @@ async def ask_elsewhere() -> None:
     assert info.workflow_id is not None
     handle = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
     seconds = await handle.query(WATCH_QUERY, 0.0, result_type=float, rpc_timeout=QUERY_TIMEOUT)
-    _remember(info.workflow_id, seconds)
+    _extend(_watched_until, info.workflow_id, seconds)
 
 
 def _watched(seconds: float) -> float:
-    return _remember(workflow.info().workflow_id, seconds)
+    return _extend(_watched_until, workflow.info().workflow_id, seconds)
 
 
-def _remember(workflow_id: str, seconds: float) -> float:
+def _extend(until: dict[str, float], workflow_id: str, seconds: float) -> float:
+    """Extend the time of a workflow, forget those whose time is over, and return for how many seconds it lasts."""
     now = time.monotonic()
-    for id in [id for id, until in list(_watched_until.items()) if until < now]:
-        _watched_until.pop(id, None)
-    until = max(now + seconds, _watched_until.get(workflow_id, now))
-    if until > now:
-        _watched_until[workflow_id] = until
-    return until - now
+    for id in [id for id, end in list(until.items()) if end < now]:
+        until.pop(id, None)
+    end = max(now + seconds, until.get(workflow_id, now))
+    if end > now:
+        until[workflow_id] = end
+    return end - now

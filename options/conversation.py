@@ -451,7 +451,7 @@ class Turn:
         """End the turn. Its model and tool calls are cancelled."""
         self.is_stopped = True
         if self._task is not None:
-            hurry(True)
+            hurry()
             self._task.cancel()
 
     def settled(self) -> list[ai.Message]:
@@ -504,8 +504,8 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
-        if workflow.in_workflow():  # not while the run is evicted from the worker's cache
-            hurry(False)
+        if not workflow.in_workflow():  # the run is evicted from the worker's cache
+            return False
         failure = failure_of(error) if isinstance(error, BaseExceptionGroup) else error
         if isinstance(failure, workflow.ContinueAsNewError):
             self.conversation.release()

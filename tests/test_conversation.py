@@ -178,6 +178,23 @@ async def test_a_stop_does_not_wait_for_the_next_heartbeat(
     assert await first == "stopped: "
 
 
+async def test_nor_does_a_tool(open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.heartbeats.BEATS_PER_TIMEOUT", 0.5)
+    lookups = list[Call]()
+
+    def lookup(call: Call) -> Response | Awaitable[Response]:
+        lookups.append(call)
+        return hang()(call)
+
+    standin.geocoding = lookup
+    standin.play(tools(("c1", "get_population", {"city": "Tokyo"})))
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, lookups=1)
+    await stop(open_talk.handle)
+    assert await asyncio.to_thread(lookups[0].closed.wait, 5)
+    assert await first == "stopped: "
+
+
 async def test_the_status_and_the_title_outlive_a_run_that_continues_as_new(
     open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
