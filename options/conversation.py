@@ -55,7 +55,8 @@ ASK = "ask"
 """Name of the update that brings a message, and returns its `TurnResult`. Send it with the message's id as its own."""
 
 CONTINUED = "ContinuedAsNew"
-"""The type of the error of such an update, when the run continues as new before there is an answer: send it again."""
+"""The type of the error of such an update, when the run continues as new, or is cancelled, before there is an answer:
+send it again."""
 
 CONVERSATION_QUERY = "conversation"
 """Name of the query that gives a `ConversationView`. Its argument is the number of the first turn that is wanted."""
@@ -235,6 +236,8 @@ class Conversation:
             id = request.query_id or workflow.info().first_execution_run_id
             self._say(UserMessage(id=id, text=request.query))
         workflow.set_signal_handler(SAY, self._say)
+        self._to_stop = 0
+        """The number of a turn, since a stop may come before the turn: in the first workflow task of a run."""
         workflow.set_signal_handler(STOP, self._stop)
         workflow.set_signal_handler(END, self._end)
         workflow.set_update_handler(ASK, self._ask)
@@ -274,6 +277,7 @@ class Conversation:
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
+        self._turn.is_stopped = self._to_stop == state.turn
         state = self._state.model_copy(update={"ended": False})
         if self._turn is not None and state.current is not None:  # the run was ended from outside
             state.messages, state.questions = [*state.messages], {**state.questions}
@@ -330,6 +334,7 @@ class Conversation:
 
     def _end(self) -> None:
         self._state.ended = True
+        self._to_stop = turn
 
     async def _ask(self, message: UserMessage) -> TurnResult:
         self._say(message)
@@ -478,6 +483,11 @@ class Turn:
         # The loop does not know of them, so they are put in their places before each call.
         for message in messages:
             if message.role == "assistant" and message.id not in before:
+    def check(self) -> None:
+        """Go on no further if the turn or the run is cancelled. A call that is done before it knows of that returns."""
+        if self.is_stopped or workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
+
                 read += [_of_user(steering.message) for steering in state.steering if steering.after == passed]
                 passed += 1
             read.append(message)
@@ -512,7 +522,7 @@ class Turn:
             return False
         if workflow.cancellation_reason() is not None:
             return False
-        if self.is_stopped:
+        if self.is_stopped and not self._is_resumed:  # what was said before is known when the loop is there again
             result = TurnResult(outcome="stopped", text=self.text)
             while task is not None and task.uncancel() > 0:
                 pass
@@ -523,6 +533,9 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
+            self.conversation.release()
+            if error is None:  # the last call was done before it was cancelled
+                raise asyncio.CancelledError
         goes_on = self.conversation.over(self.ids, self.settled(), result)
         if result.outcome == "failed" and not goes_on:
             # The failure has what was said, so that no worker has to replay this run when the next one goes on.
@@ -591,11 +604,12 @@ class ConversingModel(ContinuingModel):
         tools: Sequence[ai.ToolLike] | None = None,
         output_type: type[pydantic.BaseModel] | None = None,
     ) -> AsyncGenerator[ai.Message]:
-        async for message in super().stream(self._turn.read(messages), tools, output_type):
+        read = self._turn.read(messages)
+        self._turn.check()
+        async for message in super().stream(read, tools, output_type):
             self._turn.replied(message)
             yield message
-            if self._turn.is_stopped:  # but the activity was done before it was cancelled
-                raise asyncio.CancelledError
+            self._turn.check()
 
     @override
     def _carried_besides(self) -> dict[str, pydantic.BaseModel]:

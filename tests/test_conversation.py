@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from conftest import make_worker
 from pydantic_core import from_json
 from standin import Call, StandIn, hang, held, status, text, text_parts, tools
 from starlette.responses import JSONResponse, Response
@@ -17,7 +18,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from bridge.watching import watch
 from bridge.wire import text_of
 from options.approvals import open_questions
-from options.conversation import ConversationState, UserMessage
+from options.conversation import STOP, ConversationState, UserMessage
 from options.conversation_client import Start, ask, end, first_memo, say, status_of, stop, turn_under_way, view
 from workflow import AgentAnswer, AgentRequest, AgentWorkflow
 
@@ -344,6 +345,66 @@ async def test_an_end_waits_for_what_was_asked(open_talk: Talk, standin: StandIn
     assert await open_talk.ask("third?") == "answered: Three."
     assert not (await status_of(await open_talk.handle.describe())).working  # it is open again
     assert (await open_talk.handle.describe()).status == WorkflowExecutionStatus.RUNNING
+
+
+async def first_request(client: Client, id: str) -> AgentRequest:
+    """The input of the latest run."""
+    async for event in client.get_workflow_handle(id).fetch_history_events():
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        request: AgentRequest = (await client.data_converter.decode(payloads, [AgentRequest]))[0]
+        return request
+    raise AssertionError
+
+
+async def test_a_stop_may_come_before_a_worker_takes_the_run_up(client: Client, standin: StandIn) -> None:
+    talk = Talk(client, queue=uuid.uuid4().hex, stay_open=True)
+    standin.play(text("Two."))
+    await talk.say("first?")
+    assert await stop(talk.handle) == 1
+    async with make_worker(client, talk.options["queue"]):
+        assert await talk.ask("second?") == "answered: Two."
+        assert [turn.outcome for turn in (await view(talk.handle)).turns] == ["stopped", "answered"]
+    assert len(standin.calls) == 1
+
+
+async def test_a_stop_may_come_while_a_run_continues_as_new(
+    client: Client, open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("options.continuing.HISTORY_LIMIT", 5)
+    standin.play(tools(("c1", "get_population", {"city": "Tokyo"})), hang())
+    await open_talk.say("first?")
+    await asyncio.to_thread(standin.wait_for, calls=2)  # the second one by the second run
+    # Another run of the same input, for which there is no worker yet.
+    again = Talk(client, queue=uuid.uuid4().hex)
+    request = await first_request(client, open_talk.id)
+    await open_talk.handle.terminate()
+    await client.start_workflow(AgentWorkflow.run, request, id=again.id, task_queue=again.options["queue"])
+    await again.handle.signal(STOP, 1)
+    standin.play(text("Two."))
+    async with make_worker(client, again.options["queue"]):
+        assert await again.ask("second?") == "answered: Two."
+    assert [role for role, _ in prompts(standin)] == ["user", "assistant", "tool", "user"]
+    assert len(standin.calls) == 3
+
+
+async def test_a_run_that_is_cancelled_makes_no_other_call(
+    open_talk: Talk, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.heartbeats.BEATS_PER_TIMEOUT", 0.5)  # the call does not know of it in time
+    release = threading.Event()
+    standin.play(held(release, tools(("c1", "get_weather", {"city": "Tokyo"}))), *[text("Never.")] * 10)
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    await open_talk.handle.cancel()
+    async for event in open_talk.handle.fetch_history_events(wait_new_event=True):
+        if event.HasField("activity_task_cancel_requested_event_attributes"):
+            break
+    release.set()
+    with pytest.raises(WorkflowFailureError):
+        await open_talk.handle.result()
+    assert (await open_talk.handle.describe()).status == WorkflowExecutionStatus.CANCELED
+    assert await first == "stopped: "
+    assert (len(standin.calls), standin.lookups) == (1, [])
 
 
 async def test_half_an_answer_may_end_in_the_middle_of_a_letter(open_talk: Talk, standin: StandIn) -> None:
