@@ -125,6 +125,10 @@ class TurnView(pydantic.BaseModel):
     """None while the turn is under way."""
     problem: str = ""
 
+    def has_read(self, id: str) -> bool:
+        """Whether a message with this id was sent to the turn."""
+        return any(message.id == id and message.role == "user" for message in self.messages)
+
     @property
     def result(self) -> TurnResult:
         """The result of a turn that is over."""
@@ -342,7 +346,7 @@ class Conversation:
         if message.id in self._unanswered():
             raise ApplicationError("ask the next run", type=CONTINUED)
         for turn in self._turns():
-            if any(said.id == message.id for said in turn.messages):
+            if turn.has_read(message.id):
                 return turn.result
         raise ApplicationError(f"message {message.id!r} was answered long ago", type="AnsweredLongAgo")
 
@@ -366,7 +370,7 @@ def _turns_of(state: _State, current: list[ai.Message]) -> list[TurnView]:
     """All turns, with the messages of the current one."""
     turns = [TurnView(number=0, messages=[], outcome="answered")]
     for message in state.messages:
-        if (number := state.questions.get(message.id)) is not None:
+        if message.role == "user" and (number := state.questions.get(message.id)) is not None:
             result = state.unanswered.get(number, TurnResult(outcome="answered"))
             turns.append(TurnView(number=number, messages=[], outcome=result.outcome, problem=result.problem))
         turns[-1].messages.append(message)
@@ -390,9 +394,11 @@ def view_of(state: ConversationState) -> ConversationView:
     return ConversationView(turns=_turns_of(plain, [_of_user(message) for message in asked]), waiting=plain.waiting)
 
 
-def has_seen(state: ConversationState, id: str) -> bool:
-    """Whether a message was sent to a conversation."""
-    return id in _unpacked(state).seen
+def has_read(state: ConversationState, id: str) -> bool:
+    """Whether a turn that is over has read a message. One that waits is read by the next run."""
+    plain = _unpacked(state)
+    open = [*plain.waiting, *(() if plain.current is None else (plain.current,))]
+    return id in plain.seen and all(message.id != id for message in open)
 
 
 def last_text_in(state: ConversationState) -> str:

@@ -41,7 +41,7 @@ from options.conversation import (
     Status,
     TurnResult,
     UserMessage,
-    has_seen,
+    has_read,
 )
 from options.hooks import open_hooks
 
@@ -99,7 +99,7 @@ async def say(client: Client, workflow_id: str, message: UserMessage, start: Sta
                     raise
                 continue  # the run ended meanwhile
         state = await state_of(client, description) if description is not None else None
-        if state is not None and has_seen(state, message.id):
+        if state is not None and has_read(state, message.id):
             return client.get_workflow_handle(workflow_id)
         # Reading what was said may take seconds. Meanwhile another run may have come and gone.
         latest = await described(client, workflow_id)
@@ -139,8 +139,12 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
                 raise
         # The run ended, or continued as new. It may have answered first.
         with suppress(RPCError):  # no worker has answered in time
-            for turn in (await view(handle)).turns:
-                if turn.outcome is not None and any(said.id == message.id for said in turn.messages):
+            latest = await handle.describe()
+            seen = await view(client.get_workflow_handle(workflow_id, run_id=latest.run_id))
+            for turn in seen.turns:
+                if turn.outcome is None and latest.status != WorkflowExecutionStatus.RUNNING:
+                    turn.outcome = "stopped"  # the run was ended from outside
+                if turn.outcome is not None and turn.has_read(message.id):
                     return turn.result
 
 

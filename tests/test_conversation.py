@@ -407,6 +407,18 @@ async def test_a_run_that_is_cancelled_makes_no_other_call(
     assert (len(standin.calls), standin.lookups) == (1, [])
 
 
+async def test_who_waits_is_not_lost_when_the_run_is_ended_from_outside(open_talk: Talk, standin: StandIn) -> None:
+    standin.play(hang(), text("Two."))
+    first = asyncio.create_task(open_talk.ask("first?"))
+    await asyncio.to_thread(standin.wait_for, calls=1)
+    second = asyncio.create_task(open_talk.ask("second?"))
+    await signals(open_talk.handle, 1)
+    await open_talk.handle.terminate()
+    async with asyncio.timeout(30):
+        assert [await first, await second] == ["stopped: ", "answered: Two."]
+    assert prompts(standin) == [("user", "first?"), ("user", "second?")]
+
+
 async def test_half_an_answer_may_end_in_the_middle_of_a_letter(open_talk: Talk, standin: StandIn) -> None:
     standin.play(hang(*text_parts("Half \ud83d")[:-1]))
     first = asyncio.create_task(open_talk.ask("first?"))
@@ -414,3 +426,14 @@ async def test_half_an_answer_may_end_in_the_middle_of_a_letter(open_talk: Talk,
     await shown(open_talk.handle, "Half \ufffd")
     await stop(open_talk.handle)
     assert await first == "stopped: Half \ufffd"
+
+
+async def test_a_message_may_have_the_id_of_an_answer(open_talk: Talk, standin: StandIn) -> None:
+    standin.play(text("One."), text("Two."), text("Three."))
+    await open_talk.ask("first?")
+    taken = (await view(open_talk.handle)).turns[0].messages[1].id
+    assert await open_talk.ask("second?", taken) == "answered: Two."
+    assert await open_talk.ask("third?") == "answered: Three."
+    assert [words for _, words in prompts(standin)] == ["first?", "One.", "second?", "Two.", "third?"]
+    turns = (await view(open_talk.handle)).turns
+    assert [(turn.number, text_of(turn.messages[-1])) for turn in turns] == [(1, "One."), (2, "Two."), (3, "Three.")]
