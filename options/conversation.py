@@ -139,7 +139,8 @@ class ConversationView(pydantic.BaseModel):
     """Answer of the query `CONVERSATION_QUERY`."""
 
     turns: list[TurnView]
-    """From the wanted one on. The first of them are left out if an answer cannot hold them all."""
+    """From the wanted one on. The first of them are left out if an answer cannot hold them all. Of a turn that is too
+    long by itself, messages after the question are left out."""
     waiting: list[UserMessage]
     """Messages that no turn has read yet."""
 
@@ -235,13 +236,13 @@ class Conversation:
         self._over: Status = workflow.memo_value(MEMO, Status(), type_hint=Status)
         """How the latest turn ended, which may have been in the run before."""
         self._continues = False
+        self._to_stop = 0
+        """The number of a turn, since a stop may come before the turn: in the first workflow task of a run."""
         if request.query:
             # A run that continues as new in its first turn has the same input, and has seen this message.
             id = request.query_id or workflow.info().first_execution_run_id
             self._say(UserMessage(id=id, text=request.query))
         workflow.set_signal_handler(SAY, self._say)
-        self._to_stop = 0
-        """The number of a turn, since a stop may come before the turn: in the first workflow task of a run."""
         workflow.set_signal_handler(STOP, self._stop)
         workflow.set_signal_handler(END, self._end)
         workflow.set_update_handler(ASK, self._ask)
@@ -276,12 +277,12 @@ class Conversation:
             state.turn += 1
             self._mark(working=True)
         self._turn = Turn(self, state, is_resumed)
+        self._turn.is_stopped = self._to_stop == state.turn
         return self._turn
 
     def state(self) -> ConversationState | None:
         """The conversation so far. As a part of the workflow's result, it lets another run go on from there. None if it
         is too long."""
-        self._turn.is_stopped = self._to_stop == state.turn
         state = self._state.model_copy(update={"ended": False})
         if self._turn is not None and state.current is not None:  # the run was ended from outside
             state.messages, state.questions = [*state.messages], {**state.questions}
@@ -333,12 +334,12 @@ class Conversation:
             state.waiting.append(message)
 
     def _stop(self, turn: int) -> None:
+        self._to_stop = turn
         if self._turn is not None and self._turn.number == turn and self._state.current is not None:
             self._turn.stop()
 
     def _end(self) -> None:
         self._state.ended = True
-        self._to_stop = turn
 
     async def _ask(self, message: UserMessage) -> TurnResult:
         self._say(message)
@@ -357,8 +358,13 @@ class Conversation:
     def _view(self, first: int) -> ConversationView:
         turns = [turn for turn in self._turns() if turn.number >= first]
         view = ConversationView(turns=turns, waiting=self._state.waiting)
-        while len(view.turns) > 1 and len(view.model_dump_json().encode()) > PAYLOAD_LIMIT:
-            del view.turns[: (len(view.turns) + 1) // 2]
+        while len(view.model_dump_json().encode()) > PAYLOAD_LIMIT:
+            if len(view.turns) > 1:
+                del view.turns[: (len(view.turns) + 1) // 2]
+            elif view.turns and len(said := view.turns[0].messages) > 1:
+                del said[1 : 1 + len(said) // 2]
+            else:
+                del view.waiting[len(view.waiting) // 2 :]
         return view
 
     def _turns(self) -> list[TurnView]:
@@ -477,6 +483,11 @@ class Turn:
 
     # ── For the model ──
 
+    def check(self) -> None:
+        """Go on no further if the turn or the run is cancelled. A call that is done before it knows of that returns."""
+        if self.is_stopped or workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
+
     def read(self, messages: list[ai.Message]) -> list[ai.Message]:
         """Before a model call: the messages of the loop, and among them the ones that steer the turn."""
         state, read = self._state, list[ai.Message]()
@@ -489,11 +500,6 @@ class Turn:
         # The loop does not know of them, so they are put in their places before each call.
         for message in messages:
             if message.role == "assistant" and message.id not in before:
-    def check(self) -> None:
-        """Go on no further if the turn or the run is cancelled. A call that is done before it knows of that returns."""
-        if self.is_stopped or workflow.cancellation_reason() is not None:
-            raise asyncio.CancelledError
-
                 read += [_of_user(steering.message) for steering in state.steering if steering.after == passed]
                 passed += 1
             read.append(message)
@@ -512,7 +518,7 @@ class Turn:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
-        if self.is_stopped:
+        if self.is_stopped and not self._is_resumed:  # what was said before is known when the loop is there again
             self.stop()
         return self
 
@@ -527,8 +533,11 @@ class Turn:
             self.conversation.release()
             return False
         if workflow.cancellation_reason() is not None:
+            self.conversation.release()
+            if error is None:  # the last call was done before it was cancelled
+                raise asyncio.CancelledError
             return False
-        if self.is_stopped and not self._is_resumed:  # what was said before is known when the loop is there again
+        if self.is_stopped:
             result = TurnResult(outcome="stopped", text=self.text)
             while task is not None and task.uncancel() > 0:
                 pass
@@ -539,9 +548,6 @@ class Turn:
             result = TurnResult(outcome="failed", text=self.text, problem=problem)
         else:
             return False  # a bug outside of the loop, which is left to Temporal
-            self.conversation.release()
-            if error is None:  # the last call was done before it was cancelled
-                raise asyncio.CancelledError
         goes_on = self.conversation.over(self.ids, self.settled(), result)
         if result.outcome == "failed" and not goes_on:
             # The failure has what was said, so that no worker has to replay this run when the next one goes on.

@@ -437,3 +437,12 @@ async def test_a_message_may_have_the_id_of_an_answer(open_talk: Talk, standin: 
     assert [words for _, words in prompts(standin)] == ["first?", "One.", "second?", "Two.", "third?"]
     turns = (await view(open_talk.handle)).turns
     assert [(turn.number, text_of(turn.messages[-1])) for turn in turns] == [(1, "One."), (2, "Two."), (3, "Three.")]
+
+
+async def test_a_turn_that_no_query_can_answer_with_is_seen_in_part(open_talk: Talk, standin: StandIn) -> None:
+    long = tools(("c1", "get_population", {"city": "Tokyo", "more": "y" * 1_000_000}))
+    standin.play(long, long, long, text("One."))
+    assert await open_talk.ask("first?") == "answered: One."
+    [turn] = (await view(open_talk.handle)).turns
+    assert (text_of(turn.messages[0]), turn.result.text) == ("first?", "One.")
+    assert 2 < len(turn.messages) < 5
