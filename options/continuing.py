@@ -205,10 +205,15 @@ def _packed(checkpoint: ai.Checkpoint) -> str:
     steps = [[_without_results(message, done) for message in step.messages] for step in checkpoint.steps]
     tools = [_ToolEvent(**dict(event)) for event in checkpoint.tools]
     plain = _Checkpoint(steps=steps, tools=tools, hooks=checkpoint.hooks)
-    packed = plain.model_dump_json(exclude_none=True).encode()
+    return packed(plain.model_dump_json(exclude_none=True))
+
+
+def packed(text: str) -> str:
+    """The text, compressed, in base64."""
+    data = text.encode()
     # Fast where it is long: at the default level, 40 MB would hold the workflow up for seconds.
-    packed = zlib.compress(packed, zlib.Z_BEST_SPEED if len(packed) > 10 * CARRIED_LIMIT else -1)
-    return base64.b64encode(packed).decode()
+    data = zlib.compress(data, zlib.Z_BEST_SPEED if len(data) > 10 * CARRIED_LIMIT else -1)
+    return base64.b64encode(data).decode()
 
 
 def _without_results(message: ai.Message, done: set[str]) -> ai.Message:

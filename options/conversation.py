@@ -40,7 +40,7 @@ from bridge.transcript import run_transcript
 from bridge.watching import hurry
 from bridge.wire import PAYLOAD_LIMIT, WireMessage, text_of
 from durable import IDLE_TIMEOUT
-from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, continue_as_new, fits, is_long
+from options.continuing import CARRIED_LIMIT, Carried, ContinuingModel, continue_as_new, fits, is_long, packed
 
 SAY = "say"
 """Name of the signal that brings a message: a `UserMessage`."""
@@ -288,8 +288,8 @@ class Conversation:
             state.messages, state.questions = [*state.messages], {**state.questions}
             state.unanswered = {**state.unanswered, state.turn: TurnResult(outcome="stopped")}
             state.take_in(self._turn.ids, self._turn.settled())
-        packed = _packed(state)
-        return packed if len(packed.state) <= CARRIED_LIMIT else None
+        so_far = _packed(state)
+        return so_far if len(so_far.state) <= CARRIED_LIMIT else None
 
     def packed(self) -> ConversationState:
         """All of the conversation, for a run that continues as new in the middle of a turn."""
@@ -385,8 +385,7 @@ def _turns_of(state: _State, current: list[ai.Message]) -> list[TurnView]:
 
 
 def _packed(state: _State) -> ConversationState:
-    packed = zlib.compress(state.model_dump_json(exclude_none=True).encode())
-    return ConversationState(turns=state.turn, state=base64.b64encode(packed).decode())
+    return ConversationState(turns=state.turn, state=packed(state.model_dump_json(exclude_none=True)))
 
 
 def _unpacked(state: ConversationState) -> _State:
