@@ -349,7 +349,7 @@ class Conversation:
         for turn in self._turns():
             if turn.has_read(message.id):
                 return turn.result
-        raise ApplicationError(f"message {message.id!r} was answered long ago", type="AnsweredLongAgo")
+        raise answered_long_ago(message.id)
 
     def _unanswered(self) -> list[str]:
         under_way = self._turn.ids if self._turn is not None and self._state.current is not None else []
@@ -404,6 +404,11 @@ def has_read(state: ConversationState, id: str) -> bool:
     plain = _unpacked(state)
     open = [*plain.waiting, *(() if plain.current is None else (plain.current,))]
     return id in plain.seen and all(message.id != id for message in open)
+
+
+def answered_long_ago(id: str) -> ApplicationError:
+    """The error of who asks for the answer to a message that the conversation does not have any more."""
+    return ApplicationError(f"message {id!r} was answered long ago", type="AnsweredLongAgo")
 
 
 def last_text_in(state: ConversationState) -> str:

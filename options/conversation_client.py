@@ -41,7 +41,9 @@ from options.conversation import (
     Status,
     TurnResult,
     UserMessage,
+    answered_long_ago,
     has_read,
+    view_of,
 )
 from options.hooks import open_hooks
 
@@ -139,13 +141,25 @@ async def ask(client: Client, workflow_id: str, message: UserMessage, start: Sta
                 raise
         # The run ended, or continued as new. It may have answered first.
         with suppress(RPCError):  # no worker has answered in time
-            latest = await handle.describe()
-            seen = await view(client.get_workflow_handle(workflow_id, run_id=latest.run_id))
-            for turn in seen.turns:
-                if turn.outcome is None and latest.status != WorkflowExecutionStatus.RUNNING:
-                    turn.outcome = "stopped"  # the run was ended from outside
-                if turn.outcome is not None and turn.has_read(message.id):
-                    return turn.result
+            if (answered := await _result_of(client, await handle.describe(), message.id)) is not None:
+                return answered
+
+
+async def _result_of(client: Client, run: WorkflowExecutionDescription, message_id: str) -> TurnResult | None:
+    is_over = run.status != WorkflowExecutionStatus.RUNNING
+    if is_over:
+        state = await state_of(client, run)
+        if state is None or not has_read(state, message_id):
+            return None
+        turns = view_of(state).turns
+    else:
+        turns = (await view(client.get_workflow_handle(run.id, run_id=run.run_id))).turns
+    for turn in turns:
+        if turn.outcome is not None and turn.has_read(message_id):
+            return turn.result
+    if is_over:
+        raise WorkflowUpdateFailedError(answered_long_ago(message_id))
+    return None
 
 
 async def stop(handle: Handle) -> int | None:

@@ -446,3 +446,14 @@ async def test_a_turn_that_no_query_can_answer_with_is_seen_in_part(open_talk: T
     [turn] = (await view(open_talk.handle)).turns
     assert (text_of(turn.messages[0]), turn.result.text) == ("first?", "One.")
     assert 2 < len(turn.messages) < 5
+
+
+async def test_an_answer_that_no_query_can_give_is_asked_for_again(talk: Talk, standin: StandIn) -> None:
+    long = "y" * 1_200_000
+    standin.play(text("One." + long), text("Two." + long))
+    assert await talk.ask("first?", "m1") == "answered: One." + long
+    assert await talk.ask("second?") == "answered: Two." + long
+    async with asyncio.timeout(30):
+        await talk.handle.result()
+        assert await talk.ask("first?", "m1") == "answered: One." + long
+    assert len(standin.calls) == 2
