@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -109,7 +109,7 @@ class ChatScreen(Screen):
         """Draw, until it is cancelled."""
         await asyncio.Event().wait()
 
-    def lines(self) -> AsyncIterator[str]:
+    def lines(self) -> AsyncGenerator[str]:
         """What is typed, line by line, until the person leaves."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class Lines(ChatScreen):
         self.can_ask = is_terminal()
 
     @override
-    async def lines(self) -> AsyncIterator[str]:
+    async def lines(self) -> AsyncGenerator[str]:
         queue, loop = asyncio.Queue[bytes | None](), asyncio.get_running_loop()
 
         def read() -> None:
@@ -177,7 +177,8 @@ class Chat:
     def __init__(self, server: Server, ask: Ask, options: Options, screen: ChatScreen) -> None:
         assert options.id is not None
         self.is_ended = False
-        """By a wish of this person."""
+        """Whether the conversation has ended, by a wish of this person."""
+        self._wants_end = False
         self._client, self._id, self._debug = server.client, options.id, options.debug
         self._handle: Handle = server.client.get_workflow_handle_for(AgentWorkflow.run, options.id)
         self._ask, self._screen = ask, screen
@@ -229,11 +230,11 @@ class Chat:
     async def _read(self, first: str | None) -> None:
         if first is not None:
             await self._take(first)
-        async with aclosing(self._screen.lines()) as lines:  # type: ignore[type-var]  # it is a generator
+        async with aclosing(self._screen.lines()) as lines:
             async for line in lines:
                 await self._take(line)
-                if self.is_ended:
-                    await asyncio.Event().wait()  # for the answers, and the end
+        if self._wants_end and self._screen.is_patient:
+            await asyncio.Event().wait()  # for the end, which a worker has to bring about
 
     async def _take(self, line: str) -> None:
         text = line.replace("\r\n", "\n").strip()
@@ -276,6 +277,7 @@ class Chat:
         say_error(error, self._debug)
 
     async def _send(self, text: str) -> None:
+        self._wants_end = False
         message = UserMessage(id=uuid.uuid4().hex, text=text)
         answered = self._mine[message.id] = asyncio.Future[AgentAnswer]()
         answered.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be waiting
@@ -304,7 +306,7 @@ class Chat:
         self._screen.note("There is nothing to stop." if turn is None else f"Stopping turn {turn}.")
 
     async def _end(self) -> None:
-        self.is_ended = True
+        self._wants_end = True
         try:
             async with self._order:
                 if self.has_begun:
@@ -360,7 +362,8 @@ class Chat:
             run = await patiently(partial(described, self._client, self._id))
             if run is not None and run.run_id != self._progress.run_id:
                 return run
-            if self.is_ended:
+            if self._wants_end:
+                self.is_ended = True
                 return None
             with suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_SECONDS):
@@ -373,6 +376,8 @@ class Chat:
                 self._show_past(asked, lambda: self._screen.answer(last_text(turns[-1].messages)))
             case Said(message) if message.id not in self._mine and self._shown >= self._past:
                 self._echo(message, "from elsewhere" if self._progress.is_live else "")
+            case TurnBegan(turn) if turn > self._past > self._shown:
+                self._show_past([], lambda: None)
             case TurnBegan(turn) if turn > self._past and (waiting := self._progress.waiting):
                 if waiting[0].id != self._last_said:  # others came after it
                     self._screen.note(f"  turn {turn}: {title(waiting[0].text, 60)}")
@@ -399,7 +404,8 @@ class Chat:
             self._screen.echo(text)
         answer()
         for message in self._progress.waiting:
-            self._echo(message)
+            if message.id not in self._mine:
+                self._echo(message)
 
     def _turn_over(self, over: TurnOver, summary: str) -> None:
         self._shown, self._screen.last_words, self._is_stopping = over.turn, "", False
@@ -439,7 +445,7 @@ class Chat:
                 answered.set_exception(UserError(problem))
         if problem and not self._screen.is_patient:
             self._screen.say("x", problem)
-        if not self.is_ended:
+        if not self._wants_end:
             self._screen.note("The conversation is over. Your next message goes on with it.")
 
     def _show_state(self) -> None:

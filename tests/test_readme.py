@@ -67,6 +67,8 @@ def copy(folder: Path, *files: str) -> None:
         shutil.copy(ROOT / file, folder / file)
 
 
+PARIS = "Paris: 15.1 °C, light drizzle, wind 10.8 km/h; population 2,138,551.\n"
+
 type Start = Callable[..., subprocess.Popen[str]]
 type Run = Callable[..., str]
 
@@ -175,7 +177,9 @@ LOAD = take(r"benchmarks/load\.py")
 FIRST_RUN = take(r"uv run pytest$")
 WITH_A_KEY = take(r"^export AI_GATEWAY_API_KEY")
 LOOP = take(r"^for ")
-TRIP = take(r"--id trip")
+TRIP = take(r"--approve --id trip")
+GO_ON = take(r"--id trip .And in Paris")
+CHAT = take(r"main.py --chat$")
 TWO_CITIES = take(r"--id two-cities")
 LIST = "uv run python main.py --list"
 
@@ -224,6 +228,11 @@ def test_a_killed_run_asks_again_and_goes_on(start: Start, run: Run) -> None:
     process, _, answer = ask(again)
     run(answer)
     assert process.communicate(timeout=60)[0] == TOKYO
+    assert run(GO_ON) == PARIS
+
+
+def test_a_chat_takes_a_message(run: Run) -> None:
+    assert run(f'echo "And in Paris?" | {CHAT}') == PARIS
 
 
 def test_many_runs_in_a_row(run: Run) -> None:
@@ -232,8 +241,7 @@ def test_many_runs_in_a_row(run: Run) -> None:
 
 def test_a_conversation_through_pipes_is_listed_and_ended(run: Run) -> None:
     cities, end = change(TWO_CITIES, ("uv run python main.py --list\n", "")).splitlines()
-    paris = "Paris: 15.1 °C, light drizzle, wind 10.8 km/h; population 2,138,551.\n"
-    assert run(cities) == f"{TOKYO}{paris}"
+    assert run(cities) == f"{TOKYO}{PARIS}"
     listed = f"until {LIST} | grep -F two-cities; do test $SECONDS -lt 30; done"  # visibility is a moment late
     assert re.fullmatch(r"two-cities +waits for your message +What is the weather in Tokyo\?\n", run(listed))
     run(end)
@@ -381,6 +389,7 @@ COVERAGE = take(r"^COVERAGE_PROCESS_START")
 RECORD = take(r"tests/record_history\.py")
 SCREENSHOT = take(r"docs/screenshot\.py")
 BENCHMARK = take(r"benchmarks/run\.py")
+LONG_CONVERSATION = take(r"benchmarks/conversation\.py$")
 MCP = take(r"examples/mcp_tools\.py")
 
 
@@ -389,9 +398,9 @@ def test_the_soak_kills_and_counts(run: Run) -> None:
     # With this seed, the first round is one run, which is killed with its server while it is under way.
     out = run(change(SOAK, ("--kills 60", "--kills 1"), ("--seed 7", "--seed 52")))
     assert re.search(r"^seed 52, \d rounds, 1 kills in .* minutes$", out, re.MULTILINE)
-    said = re.findall(r" runs (\d+), right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,", out)
-    runs, right = said[-1]
-    assert runs == right
+    nothing_wrong = r".* right (\d+), hangs 0, exits with an error 0, completed calls done twice 0,"
+    runs, conversations, right = re.findall(rf" runs (\d+), conversations (\d+),{nothing_wrong}", out)[-1]
+    assert int(runs) + int(conversations) == int(right) > 0
     assert re.search(r"^seconds from the last kill to the answer: median \d+\.\d, max \d+\.\d$", out, re.MULTILINE)
     assert out.endswith("dev server left behind: no\n")
 
@@ -464,6 +473,11 @@ def test_the_benchmark_of_many_agents_measures_and_writes_a_table_and_a_picture(
     run(f"{LOAD} --quick --output {shlex.quote(str(tmp_path))}")
     assert "this sample" in (tmp_path / "load.md").read_text()
     assert ElementTree.parse(tmp_path / "load.svg").getroot().tag.endswith("svg")
+
+
+def test_the_benchmark_of_a_long_conversation_measures_and_writes_tables(run: Run, tmp_path: Path) -> None:
+    run(f"{LONG_CONVERSATION} --quick --output {shlex.quote(str(tmp_path / 'conversation.md'))}")
+    assert "| this sample |" in (tmp_path / "conversation.md").read_text()
 
 
 def test_the_benchmark_measures_and_writes_tables_and_a_picture(run: Run, tmp_path: Path) -> None:
