@@ -45,6 +45,8 @@ from options.gateway import GatewayModel
 from plugin import DurableAgents
 
 BLOCK = 10
+EVENTS = 1000
+"""From how many events on a run continues as new. By default it is about 4,000, and 500 turns would do so only once."""
 WORKER = Variant("variant_conversation", "")
 ANSWER = "The answer to this question is a sentence or two of plain text, as models like to write them. That is all."
 TURN_SECONDS = 60
@@ -192,7 +194,9 @@ async def measure(options: argparse.Namespace, folder: Path) -> Results:
         )
         os.environ.update(demo.environment(url))
         settings = ["--db-filename", str(folder / "temporal.db"), *devserver.FAST, *devserver.KILLABLE]
-        _, address = running.enter_context(dev_server(*settings, "--log-level", "warn"))
+        often = f"limit.historyCount.suggestContinueAsNew={EVENTS}"
+        server = dev_server(*settings, "--dynamic-config-value", often, "--log-level", "warn")
+        _, address = running.enter_context(server)
         worker = start_worker(address, folder, running)
         client = await Client.connect(address, plugins=[DurableAgents()])
         for name in VARIANTS:  # so that the worker has loaded everything
