@@ -151,13 +151,8 @@ async def signal_run(client: Client, options: Options) -> None:
 
 
 async def list_conversations(client: Client) -> None:
-    """Write the conversations to standard output, the latest first. UserError: one cannot be read."""
-    try:
-        lines = [_line_of(listed) async for listed in conversations(client, "AgentWorkflow")]
-    except RPCError:
-        raise
-    except Exception as error:  # any error of a data converter
-        raise unreadable(error) from error
+    """Write the conversations to standard output, the open ones first."""
+    lines = [_line_of(listed) async for listed in conversations(client, "AgentWorkflow")]
     if not lines:
         say("There are no conversations.")
         return
@@ -166,18 +161,18 @@ async def list_conversations(client: Client) -> None:
 
 
 def _line_of(listed: Listed) -> tuple[str, str, str]:
-    match listed.run_status:
-        case WorkflowExecutionStatus.RUNNING if listed.questions:
-            return listed.id, "waits for your answer", f"{title(listed.title)}: {', '.join(listed.questions)}"
-        case WorkflowExecutionStatus.RUNNING if listed.status.working:
-            state = "works"
-        case WorkflowExecutionStatus.RUNNING:
-            state = "waits for your message"
-        case WorkflowExecutionStatus.COMPLETED:
-            state = "is over"
-        case status:
-            state = status.name.lower().replace("_", " ") if status else "unknown"
-    return listed.id, state, title(listed.title)
+    what = title(listed.title) if listed.status else "(cannot be read here: is it encrypted?)"
+    state = "is over"
+    if listed.run_status == WorkflowExecutionStatus.RUNNING:
+        if listed.questions:
+            state, what = "waits for your answer", f"{what}: {', '.join(map(title, listed.questions))}"
+        elif listed.status is None:
+            state = "is open"
+        else:
+            state = "works" if listed.status.working else "waits for your message"
+    elif listed.run_status is not None and listed.run_status != WorkflowExecutionStatus.COMPLETED:
+        state = listed.run_status.name.lower().replace("_", " ")  # failed, terminated, …
+    return listed.id, state, what
 
 
 async def has_worker(client: Client, task_queue: str) -> bool:

@@ -11,7 +11,7 @@ from typing import override
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import SegmentLines
-from temporalio.client import WorkflowFailureError
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError
 
 from app.command_line import Options
@@ -85,7 +85,10 @@ async def name_run(server: Server, id: str, state: str, options: Options) -> Non
 
 async def _follow(progress: Progress, screen: "LiveScreen", handle: Handle, message: str | None) -> AgentAnswer | None:
     run = await patiently(handle.describe)
-    progress.first_turn = (await status_in(run)).turn
+    now = await status_in(run)
+    # A message that was sent while nothing was under way gets the next turn.
+    is_next = message is not None and run.status == WorkflowExecutionStatus.RUNNING
+    progress.first_turn = now.turn + (is_next and not now.working and message not in now.answered)
     async with progress.live(), aclosing(progress.follow(run)) as happenings:
         async for happening in happenings:
             match happening:

@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import run as benchmark
+import vercel_ai_sdk as ai
 from report import number, table
 from run import FOLDER, Variant, WorkerProcess, say
 from servers import dev_server
@@ -40,13 +41,17 @@ from variant_conversation import KEPT
 
 from app import demo, devserver
 from options.conversation import CONVERSATION_QUERY, MEMO, SAY, ConversationView, Status, UserMessage
+from options.gateway import GatewayModel
 from plugin import DurableAgents
 
 BLOCK = 10
+EVENTS = 1000
+"""From how many events on a run continues as new. By default it is about 4,000, and 500 turns would do so only once."""
 WORKER = Variant("variant_conversation", "")
 ANSWER = "The answer to this question is a sentence or two of plain text, as models like to write them. That is all."
 TURN_SECONDS = 60
 QUIET_SECONDS = 3
+DIRECT_CALLS = 20
 AGENT = {"query": "", "model": "test/model", "stay_open": True}
 VARIANTS = {
     "this sample": ("AgentWorkflow", AGENT),
@@ -171,7 +176,17 @@ class Replay:
     """Of the next turn."""
 
 
-async def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Talk], dict[str, Replay], list[int]]:
+@dataclass
+class Results:
+    talks: list[Talk]
+    idle: list[int]
+    """Events of each while nobody wrote."""
+    replays: dict[str, Replay]
+    direct: list[float]
+    """Milliseconds of a call without Temporal, in the middle of the first part and of the last."""
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> Results:
     gateway = Gateway()
     with ExitStack() as running:
         url = running.enter_context(
@@ -179,7 +194,9 @@ async def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Talk]
         )
         os.environ.update(demo.environment(url))
         settings = ["--db-filename", str(folder / "temporal.db"), *devserver.FAST, *devserver.KILLABLE]
-        _, address = running.enter_context(dev_server(*settings, "--log-level", "warn"))
+        often = f"limit.historyCount.suggestContinueAsNew={EVENTS}"
+        server = dev_server(*settings, "--dynamic-config-value", often, "--log-level", "warn")
+        _, address = running.enter_context(server)
         worker = start_worker(address, folder, running)
         client = await Client.connect(address, plugins=[DurableAgents()])
         for name in VARIANTS:  # so that the worker has loaded everything
@@ -209,7 +226,8 @@ async def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Talk]
             await (warm := Talk(client, talk.name)).start()
             await warm.take_turn(gateway)
             replays[talk.name] = await come_back(talk, gateway)
-        return talks, replays, idle
+        direct = [await without_temporal(turns) for turns in (options.turns // 10, options.turns * 9 // 10)]
+        return Results(talks, idle, replays, direct)
 
 
 def start_worker(address: str, folder: Path, running: ExitStack) -> WorkerProcess:
@@ -217,6 +235,22 @@ def start_worker(address: str, folder: Path, running: ExitStack) -> WorkerProces
     running.callback(worker.stop)
     worker.read()
     return worker
+
+
+async def without_temporal(turns: int) -> float:
+    """Milliseconds of one call of `GatewayModel` with a conversation of so many turns, in this process."""
+    messages = []
+    for i in range(turns):
+        messages += ai.make_messages(user=f"And what else is there to know of it? ({i})")
+        messages.append(ai.Message(role="assistant", parts=[ai.TextPart(text=ANSWER)]))
+    messages += ai.make_messages(user="And what else is there to know of it?")
+    times = []
+    for _ in range(DIRECT_CALLS):
+        since = time.perf_counter()
+        async for _ in GatewayModel("test/model").stream(messages):
+            pass
+        times.append((time.perf_counter() - since) * 1000)
+    return median(times)
 
 
 async def events_of(talk: Talk) -> int:
@@ -241,7 +275,8 @@ async def come_back(talk: Talk, gateway: Gateway) -> Replay:
 # ── The tables ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def markdown(talks: list[Talk], replays: dict[str, Replay], idle: list[int], command: str, minutes: float) -> str:
+def markdown(results: Results, command: str, minutes: float) -> str:
+    talks = results.talks
     size = min(100, len(talks[0].turns) // 2)
     parts = [range(first, first + size) for first in range(0, len(talks[0].turns), size)]
 
@@ -270,14 +305,14 @@ def markdown(talks: list[Talk], replays: dict[str, Replay], idle: list[int], com
                 str(talk.timers),
                 str(new),
             ]
-            for talk, new in zip(talks, idle, strict=True)
+            for talk, new in zip(talks, results.idle, strict=True)
         ],
     )
     back = table(
         ["", "events to replay", "seconds", "ms of the next turn"],
         [
             [name, f"{replay.events:,}", number(replay.seconds), number(replay.turn_milliseconds)]
-            for name, replay in replays.items()
+            for name, replay in results.replays.items()
         ],
     )
     return f"""\
@@ -311,7 +346,8 @@ Medians.
 {by_part(mean(lambda turn: turn.cpu_milliseconds))}
 ## Request to the model, KB
 
-The last of each part.
+The last of each part. By `GatewayModel` alone, without Temporal, a call takes {number(results.direct[0])} ms in the
+middle of the first part, and {number(results.direct[1])} ms in the middle of the last one.
 
 {by_part(lambda talk, part: talk.turns[part[-1]].request_bytes / 1000)}
 ## Runs
@@ -335,11 +371,11 @@ if __name__ == "__main__":
     options.turns = 40 if options.quick else options.turns
     since = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name:
-        talks, replays, idle = asyncio.run(measure(options, Path(name)))
+        results = asyncio.run(measure(options, Path(name)))
     command = "uv run benchmarks/conversation.py" + (f" --turns {options.turns}" if options.turns != 500 else "")
     default = Path(tempfile.mkdtemp(prefix="benchmark-")) if options.quick else FOLDER
     output = options.output or default / "conversation.md"
-    output.write_text(markdown(talks, replays, idle, command, (time.monotonic() - since) / 60))
+    output.write_text(markdown(results, command, (time.monotonic() - since) / 60))
     say(f"Wrote {output}")
     sys.stderr.flush()
     os._exit(0)  # not sys.exit(), see the end of main.py

@@ -6,9 +6,9 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -258,30 +258,32 @@ class Listed:
     """A conversation, as its latest run in Temporal's visibility has it."""
 
     id: str
-    title: str
     run_status: WorkflowExecutionStatus | None
-    status: Status
-    questions: list[str]
-    """Tool calls that wait for an approval, and hooks that wait for an answer."""
     started: datetime
+    title: str = ""
+    status: Status | None = None
+    """None if the memo cannot be read with the data converter of this client."""
+    questions: Sequence[str] = ()
+    """Tool calls that wait for an approval, and hooks that wait for an answer."""
 
 
 async def conversations(client: Client, workflow_type: str) -> AsyncIterator[Listed]:
-    """All conversations of a workflow, the latest first. Needs no worker. What has just changed may be missing."""
+    """All conversations of a workflow, the open ones first. Needs no worker. What has just changed may be missing."""
     seen = set[str]()
     query = f'WorkflowType = "{workflow_type}" AND ExecutionStatus != "ContinuedAsNew"'
     async for execution in client.list_workflows(query):
         if execution.id in seen:
             continue
         seen.add(execution.id)
-        memo = await execution.memo()
-        is_open = execution.status == WorkflowExecutionStatus.RUNNING
-        asked = [*map(str, open_questions(memo).values()), *(f"hook {label}" for label in open_hooks(memo))]
-        yield Listed(
-            id=execution.id,
-            title=str(memo.get(TITLE_MEMO, "")),
-            run_status=execution.status,
-            status=await status_of(execution),
-            questions=asked if is_open else [],
-            started=execution.start_time,
-        )
+        listed = Listed(execution.id, execution.status, execution.start_time)
+        with suppress(Exception):  # any error of a data converter: this one is encrypted, and others may not be
+            memo = await execution.memo()
+            is_open = execution.status == WorkflowExecutionStatus.RUNNING
+            asked = [*map(str, open_questions(memo).values()), *(f"hook {label}" for label in open_hooks(memo))]
+            listed = replace(
+                listed,
+                title=str(memo.get(TITLE_MEMO, "")),
+                status=await status_of(execution),
+                questions=asked if is_open else [],
+            )
+        yield listed

@@ -1,6 +1,7 @@
 """Conversations: follow-ups, several people at once, steering, stopping, continuing as new."""
 
 import asyncio
+import re
 import threading
 import uuid
 from collections.abc import Awaitable
@@ -8,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import make_worker
+from conftest import RunMain, make_worker
 from pydantic_core import from_json
 from standin import Call, StandIn, hang, held, status, text, text_parts, tools
 from starlette.responses import JSONResponse, Response
@@ -345,6 +346,46 @@ async def test_an_end_waits_for_what_was_asked(open_talk: Talk, standin: StandIn
     assert await open_talk.ask("third?") == "answered: Three."
     assert not (await status_of(await open_talk.handle.describe())).working  # it is open again
     assert (await open_talk.handle.describe()).status == WorkflowExecutionStatus.RUNNING
+
+
+async def test_the_list_says_what_waits_for_whom_without_a_worker(
+    client: Client, queue: str, standin: StandIn, run_main: RunMain
+) -> None:
+    waits, over, failed, ended, works, asks = (
+        Talk(client, stay_open=True),
+        *(Talk(client) for _ in range(4)),
+        Talk(client, stay_open=True, approve=True),
+    )
+    standin.play(
+        text("One."), text("One."), status(400), hang(), hang(), tools(("c1", "get_weather", {"city": "Rome"}))
+    )
+    await waits.ask("how are\nyou?")
+    await over.ask("and tomorrow?")
+    await failed.say("why?")
+    with pytest.raises(WorkflowFailureError):
+        await failed.handle.result()
+    await ended.say("when?")
+    await asyncio.to_thread(standin.wait_for, calls=4)
+    await ended.handle.terminate()
+    await works.say("who?")
+    await asyncio.to_thread(standin.wait_for, calls=5)
+    await asks.say("where?")
+    await asked(asks.handle)
+    expected = {
+        waits.id: ["waits for your message", "how are you?"],
+        over.id: ["is over", "and tomorrow?"],
+        failed.id: ["failed", "why?"],
+        ended.id: ["terminated", "when?"],
+        works.id: ["works", "who?"],
+        asks.id: ["waits for your answer", 'where?: get_weather(city="Rome")'],
+    }
+    listed: dict[str, list[str]] = {}
+    async with asyncio.timeout(30):  # visibility is a moment late
+        while {id: listed.get(id) for id in expected} != expected:
+            result = await asyncio.to_thread(run_main, "--list")
+            assert (result.returncode, result.stderr) == (0, "")
+            rows = [re.split("  +", line) for line in result.stdout.splitlines()]
+            listed = {id: rest for id, *rest in rows}
 
 
 async def first_request(client: Client, id: str) -> AgentRequest:

@@ -143,18 +143,19 @@ def test_no_page_is_named_of_a_server_that_is_not_ours(
 
 
 @pytest.mark.parametrize("bug", ["1 / 0", 'raise KeyError("encoding")'])
-@pytest.mark.parametrize("place", ["_show_event", "_show_pending"])
+@pytest.mark.parametrize("place", ["_read_call", "_show_pending"])
 def test_a_bug_of_the_display_is_called_one_and_loses_no_answer(
     run_main: RunMain, standin: StandIn, tmp_path: Path, bug: str, place: str
 ) -> None:
     copy_sample(tmp_path)
-    source = (tmp_path / "app" / "terminal.py").read_text()
+    source = (tmp_path / "app" / "progress.py").read_text()
     head, definition, body = source.partition(f"    async def {place}(")
     signature, end, rest = body.partition(":\n")
-    (tmp_path / "app" / "terminal.py").write_text(f"{head}{definition}{signature}{end}        {bug}\n{rest}")
+    assert rest
+    (tmp_path / "app" / "progress.py").write_text(f"{head}{definition}{signature}{end}        {bug}\n{rest}")
     result = run_main("Weather in Tokyo?", env=standin.environment, script=tmp_path / "main.py")
     assert (result.returncode, result.stdout) == (0, TOKYO)
-    if place == "_show_event":
+    if place == "_read_call":
         assert "(a bug; --debug shows where)" in result.stderr
     assert "encrypted" not in result.stderr
     assert "worker stopped" not in result.stderr

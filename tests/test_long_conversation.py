@@ -32,6 +32,7 @@ def reply(call: Call) -> Response:
     return answer
 
 
+@pytest.mark.filterwarnings("error::temporalio.workflow.UnfinishedUpdateHandlersWarning")
 async def test_turns_go_on_over_many_runs(start_server: StartServer, standin: StandIn) -> None:
     settings = ["limit.historyCount.suggestContinueAsNew=40", 'history.workflowIdReuseMinimalInterval="0s"']
     _, address = start_server(

@@ -146,6 +146,16 @@ def test_a_run_is_joined_by_its_name_and_gone_on_with_by_a_query(run_main: RunMa
     assert run_main("--id", name, env=standin.environment).stdout == more.stdout
 
 
+def test_only_the_turn_of_a_message_is_shown(run_main: RunMain, standin: StandIn) -> None:
+    name = uuid.uuid4().hex
+    assert run_main("--chat", "--id", name, env=standin.environment, input="Weather in Tokyo?\n").stdout == TOKYO
+    more = run_main("and the population?", "--id", name, env=standin.environment)
+    assert more.stdout == "Tokyo: population 9,733,276.\n"
+    assert "get_weather" not in more.stderr
+    again = run_main("--id", name, env=standin.environment)
+    assert (again.stdout, "get_weather" in again.stderr) == (more.stdout, False)
+
+
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -39,6 +39,7 @@ COMMANDS: set[str] = {
     *(code for code in re.findall(r"`([^`\n]+)`", PROSE) if re.match(r"uv (run|add)\b|for |bash ", code)),
 }
 NOT_RUN = {
+    "uv run pytest -m by_hand": "these are the tests marked `by_hand`, below",
     "bash .ci/run": "this is what runs all tests, this one too",
 }
 
@@ -351,6 +352,7 @@ def test_the_web_server_has_a_token(start: Start) -> None:
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="there is no Chromium")
+@pytest.mark.by_hand
 def test_a_picture_is_taken_of_the_web_page(run: Run, tmp_path: Path) -> None:
     run(f"{WEB_PICTURE} {shlex.quote(str(tmp_path / 'web.png'))}")
     assert (tmp_path / "web.png").read_bytes().startswith(b"\x89PNG")
@@ -394,6 +396,7 @@ MCP = take(r"examples/mcp_tools\.py")
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.by_hand
 def test_the_soak_kills_and_counts(run: Run) -> None:
     # With this seed, the first round is one run, which is killed with its server while it is under way.
     out = run(change(SOAK, ("--kills 60", "--kills 1"), ("--seed 7", "--seed 52")))
@@ -405,6 +408,7 @@ def test_the_soak_kills_and_counts(run: Run) -> None:
     assert out.endswith("dev server left behind: no\n")
 
 
+@pytest.mark.by_hand
 def test_the_marathon_runs(run: Run) -> None:
     out = run(change(MARATHON, ("--calls 2000", "--calls 12")))
     assert "answer 'done' after 12 model calls" in out
@@ -412,6 +416,7 @@ def test_the_marathon_runs(run: Run) -> None:
 
 
 @pytest.mark.skipif("COVERAGE_PROCESS_START" in os.environ, reason="lines are being counted already")
+@pytest.mark.by_hand
 def test_the_lines_that_are_run_are_counted(run: Run, tmp_path: Path) -> None:
     copy(tmp_path, "pyproject.toml", *(f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")))
     out = run(change(COVERAGE, ("uv run pytest", "uv run pytest -n 0 tests/test_tools.py")), tmp_path)
@@ -445,6 +450,7 @@ pathlib.Path(file).write_bytes(urllib.request.urlopen(sys.argv[-1]).read())
 """
 
 
+@pytest.mark.by_hand
 def test_a_picture_is_taken_of_the_page(run: Run, folder: Path) -> None:
     copy(folder, "docs/screenshot.py", "tests/terminal.py", "tests/processes.py", "tests/standin.py")
     beginning = b"\x89PNG"
@@ -469,17 +475,20 @@ def figures(document: str, title: str) -> dict[str, list[float]]:
     return {name: [float(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
 
 
+@pytest.mark.by_hand
 def test_the_benchmark_of_many_agents_measures_and_writes_a_table_and_a_picture(run: Run, tmp_path: Path) -> None:
     run(f"{LOAD} --quick --output {shlex.quote(str(tmp_path))}")
     assert "this sample" in (tmp_path / "load.md").read_text()
     assert ElementTree.parse(tmp_path / "load.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.by_hand
 def test_the_benchmark_of_a_long_conversation_measures_and_writes_tables(run: Run, tmp_path: Path) -> None:
     run(f"{LONG_CONVERSATION} --quick --output {shlex.quote(str(tmp_path / 'conversation.md'))}")
     assert "| this sample |" in (tmp_path / "conversation.md").read_text()
 
 
+@pytest.mark.by_hand
 def test_the_benchmark_measures_and_writes_tables_and_a_picture(run: Run, tmp_path: Path) -> None:
     # Without the two others, which have to be installed, and with one server of the two.
     run(f"{BENCHMARK} --quick --no-peers --stock-rounds 0 --output {shlex.quote(str(tmp_path))}")
