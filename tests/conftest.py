@@ -251,6 +251,8 @@ def bounded(test: Test) -> Test:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # These are long and mostly wait: at the end of the suite, the other processes would wait for them.
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/test_web.py", "tests/test_crashes.py")))
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = bounded(item.obj)
