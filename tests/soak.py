@@ -193,7 +193,9 @@ class Soak:
             self.total.update({"completed calls done twice": twice, "calls in flight repeated": repeated})
             at_once = sum(len(run.calls) - 2 for run in runs)  # the lookups; a model call is on its own
             at_once += sum(len(talk.sent) for talk in talks)
-            if twice or repeated > (self.kills - kills) * at_once:
+            # A process that has its answer ends, too, and hands the calls that it makes for others over.
+            ends = self.kills - kills + len(runs) + sum(len(talk.sent) for talk in talks)
+            if twice or repeated > ends * at_once:
                 self.problems.append(f"round {self.rounds}: {twice} done twice, {repeated} repeated, {at_once} at once")
         print(f"round {self.rounds}: {show(self.total - before)}", flush=True)
 
