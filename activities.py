@@ -55,7 +55,8 @@ class ModelActivities:
 
     @activity.defn
     async def llm_stream_activity(self, call: ModelCall) -> ModelReply:
-        """Fetch a request from the calling workflow, send it to the model, and return the finished message.
+        """Fetch a request from the calling workflow, send it to the model, and return the finished message. If the
+        workflow cancels the call, return the text so far, with the finish reason `STOPPED`.
 
         Raises:
             ApplicationError: Final also for an answer over `PAYLOAD_LIMIT`, and, from the attempt

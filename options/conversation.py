@@ -407,7 +407,7 @@ def has_read(state: ConversationState, id: str) -> bool:
 
 
 def answered_long_ago(id: str) -> ApplicationError:
-    """The error of who asks for the answer to a message that the conversation does not have any more."""
+    """The error for a client that asks for the answer to a message which the conversation no longer has."""
     return ApplicationError(f"message {id!r} was answered long ago", type="AnsweredLongAgo")
 
 
