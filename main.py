@@ -36,7 +36,8 @@ from app.terminal import show_run
 from options.conversation import ConversationState, UserMessage
 from options.gateway import GatewayModel
 from plugin import MAX_ACTIVITIES, DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 DEFAULT_QUERY = "How is the weather in New York and in Los Angeles, and how many people live in each?"
 

@@ -6,9 +6,7 @@ runs it without Temporal. It is then not durable, and the error of a tool ends i
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 
-import pydantic
 from temporalio import workflow
 
 # The sandbox loads this file anew for every run. A module that is passed through is loaded once for the whole worker:
@@ -19,8 +17,9 @@ with workflow.unsafe.imports_passed_through():
     from bridge.wire import STOPPED, text_of
     from durable import temporal_tool
     from options.approvals import approve_if_enabled, enable_approvals
-    from options.conversation import Conversation, ConversationRequest, ConversationState, ConversingModel
+    from options.conversation import Conversation, ConversingModel
     from tools import get_population, get_weather
+    from workflow_types import AgentAnswer, AgentRequest
 
 SYSTEM_PROMPT = """\
 You answer questions about the weather in cities and about how many people live there.
@@ -47,31 +46,6 @@ async def agent(llm: ai.LanguageModel, query: str, earlier: Sequence[ai.Message]
 # From here on, `ai.execute_tool` finds the durable tools under the same names.
 for tool in TOOLS:
     temporal_tool(tool, before=approve_if_enabled)
-
-
-class AgentRequest(ConversationRequest):
-    """Input of `AgentWorkflow`."""
-
-    model: str
-    max_model_calls: int = 50
-    """See `TemporalLanguageModel`."""
-    max_tokens: int | None = None
-    """The same."""
-    approve: bool = False
-    """Whether a person is asked before each tool call."""
-    stay_open: bool = False
-    """Whether to wait for more messages when all are answered."""
-    idle_limit: timedelta | None = None
-    """For how long."""
-
-
-class AgentAnswer(pydantic.BaseModel):
-    """Result of `AgentWorkflow`. `finish_reason` tells why an answer was cut: `length`, `content-filter`, `stopped`."""
-
-    text: str
-    finish_reason: str | None = None
-    conversation: ConversationState | None = None
-    """All that was said, for a run that goes on from here."""
 
 
 @workflow.defn

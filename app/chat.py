@@ -30,7 +30,8 @@ from app.terminal import CUT_SHORT, name_run, say_how_to_answer
 from bridge.wire import STOPPED, text_of
 from options.conversation import UserMessage, last_text
 from options.conversation_client import described, end, stop
-from workflow import AgentAnswer, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer
 
 type Ask = Callable[[UserMessage], Awaitable[tuple[Handle, str]]]
 """Sends a message: to the open run, or to a new one."""

@@ -34,7 +34,8 @@ from options.conversation import (
     last_text,
     view_of,
 )
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer, AgentRequest
 
 ENDINGS = {
     "activity_task_completed_event_attributes": ("<", "done in"),

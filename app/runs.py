@@ -38,7 +38,8 @@ from options.conversation_client import (
 )
 from options.conversation_client import say as say_to
 from options.hooks import INVALID_RESOLUTION, memo_key
-from workflow import AgentAnswer, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer
 
 type Handle = WorkflowHandle[AgentWorkflow, AgentAnswer]
 

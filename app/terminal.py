@@ -22,7 +22,7 @@ from app.runs import Handle, UnfitAnswer, has_worker, result_of, send, status_in
 from app.screen import Screen, console_of_errors, is_terminal
 from app.server import Server, patiently
 from bridge.wire import STOPPED
-from workflow import AgentAnswer
+from workflow_types import AgentAnswer
 
 CUT_SHORT = {STOPPED: "a stop", "length": "the model's length limit", "content-filter": "a content filter"}
 

@@ -22,7 +22,8 @@ with workflow.unsafe.imports_passed_through():
     from plugin import DurableAgents
     from tools import get_population
 
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer, AgentRequest
 
 KEPT = 20
 

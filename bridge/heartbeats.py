@@ -24,7 +24,7 @@ from temporalio.bridge.proto import ActivityHeartbeat
 from temporalio.worker import ActivityOutboundInterceptor
 
 from bridge.transcript import is_cached
-from bridge.watching import WATCH_AGAIN_SECONDS, ask_elsewhere, is_hurried, is_watched
+from bridge.watching import WATCH_AGAIN_SECONDS, ask_elsewhere, is_hurried, is_watched, noisy_runs
 from bridge.wire import LiveText, encodable, text_of
 
 BEATS_PER_TIMEOUT = 4
@@ -35,6 +35,9 @@ TICK = 0.1
 
 STUCK_SECONDS = 60.0
 """An event loop that has not come round for so long is taken for stuck, and its activities for dead."""
+
+ASK_LOOPS_SECONDS = 1.0
+"""How often to have the event loops come round. Each time, a loop that only waits is woken."""
 
 LIVE_LIMIT = 20_000
 """Characters. Each heartbeat sends the whole text again, so only its end."""
@@ -59,6 +62,7 @@ class Live:
         # Also where the activity has no heartbeat timeout: the answer to a heartbeat tells that it is cancelled.
         timeout = self._info.heartbeat_timeout or timedelta(minutes=1)
         self._every = timeout.total_seconds() / BEATS_PER_TIMEOUT
+        self._workflow_id = self._info.workflow_id or ""
         # The server counts from when it handed the activity out. A busy event loop may have begun it seconds later.
         waited = (datetime.now(UTC) - self._info.started_time).total_seconds()
         self._due = time.monotonic() + self._every - max(waited, 0)
@@ -80,17 +84,27 @@ class Live:
         """The text of this message."""
         return text_of(self._message) if self._message else ""
 
+    def has_to_tick(self, now: float, noisy: set[str]) -> bool:
+        """In the thread: whether there may be something to send.
+
+        Args:
+            now: By the monotonic clock.
+            noisy: The ids of the workflows that are watched or hurried.
+        """
+        return now >= self._due or (self._is_news and now >= self._ask_at) or self._workflow_id in noisy
+
     def tick(self, now: float) -> None:
         """In the thread: send what is due."""
-        watched = is_watched(self._info.workflow_id or "")
+        watched = is_watched(self._workflow_id)
         if self._is_news and (self._task is None or self._task.done()):
             if watched:
                 self._is_news = False
                 self._start(self._send_text)
-            elif now >= self._ask_at and not is_cached(self._info.workflow_run_id or ""):
+            elif now >= self._ask_at:
                 self._ask_at = now + WATCH_AGAIN_SECONDS
-                self._start(ask_elsewhere)
-        if now >= self._due or is_hurried(self._info.workflow_id or ""):
+                if not is_cached(self._info.workflow_run_id or ""):
+                    self._start(ask_elsewhere)
+        if now >= self._due or is_hurried(self._workflow_id):
             if not watched:
                 del self._heartbeat.details[:]
                 self._is_news = self._message is not None  # to the next one who watches
@@ -155,9 +169,15 @@ class _Pulse:
         self._lives: set[Live] = set()
         self._seen: dict[asyncio.AbstractEventLoop, float] = {}
         """When each event loop last came round, by the monotonic clock."""
+        self._asked: dict[asyncio.AbstractEventLoop, float] = {}
+        """When each was last asked to."""
         self._any = threading.Event()
         self._lock = threading.Lock()
         self._started = False
+
+    @property
+    def size(self) -> int:
+        return len(self._lives)
 
     def add(self, live: Live) -> None:
         with self._lock:
@@ -174,6 +194,7 @@ class _Pulse:
             if not self._lives:
                 self._any.clear()
                 self._seen.clear()
+                self._asked.clear()
 
     def _run(self) -> None:
         while True:
@@ -182,13 +203,17 @@ class _Pulse:
                 lives = list(self._lives)
             now = time.monotonic()
             for loop in {live.loop for live in lives}:
-                with suppress(RuntimeError):  # it is closed
-                    loop.call_soon_threadsafe(self._came_round, loop)
+                if now - self._asked.get(loop, 0.0) > ASK_LOOPS_SECONDS:
+                    self._asked[loop] = now
+                    with suppress(RuntimeError):  # it is closed
+                        loop.call_soon_threadsafe(self._came_round, loop)
+            noisy = noisy_runs()
             for live in lives:
-                with self._lock:  # an activity that ends meanwhile must send no other heartbeat
-                    due = live in self._lives and now - self._seen.setdefault(live.loop, now) < STUCK_SECONDS
-                    if due and not live.loop.is_closed():
-                        live.tick(now)
+                if live.has_to_tick(now, noisy):
+                    with self._lock:  # an activity that ends meanwhile must send no other heartbeat
+                        due = live in self._lives and now - self._seen.setdefault(live.loop, now) < STUCK_SECONDS
+                        if due and not live.loop.is_closed():
+                            live.tick(now)
             time.sleep(TICK)
 
     def _came_round(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -196,3 +221,8 @@ class _Pulse:
 
 
 _pulse = _Pulse()
+
+
+def calls_under_way() -> int:
+    """How many activities of this process heartbeat."""
+    return _pulse.size

@@ -25,7 +25,7 @@ WORKFLOW_TASKS = 8
 """Workflow tasks at once. They are computing, which only one thread of the process does at a time. Temporal takes a
 workflow task that lasts 2 s for a deadlock, and many at once would each last long."""
 
-TICK = 0.05
+TICK = 0.1
 """Seconds between two looks at the event loop."""
 
 FILES_BESIDE = 200

@@ -71,6 +71,11 @@ def is_hurried(workflow_id: str) -> bool:
     return _hurried_until.get(workflow_id, 0.0) > time.monotonic()
 
 
+def noisy_runs() -> set[str]:
+    """The ids of the workflows of which either is true, or was a short while ago."""
+    return {*list(_watched_until), *list(_hurried_until)}
+
+
 async def ask_elsewhere() -> None:
     """In an activity whose workflow run is in the cache of another process: ask that one, and remember the answer."""
     info = activity.info()

@@ -15,7 +15,8 @@ from temporalio.worker import Replayer, Worker
 
 from app import demo, devserver
 from plugin import DurableAgents
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow, agent
+from workflow import AgentWorkflow, agent
+from workflow_types import AgentAnswer, AgentRequest
 
 type Start = Callable[..., Awaitable[WorkflowHandle[AgentWorkflow, AgentAnswer]]]
 

@@ -26,7 +26,8 @@ from app import demo
 from app.server import temporal_server
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 DETAILS = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.tool.name", "gen_ai.tool.call.arguments")
 

@@ -33,7 +33,8 @@ from options.conversation import ConversationState, Status, UserMessage
 from options.conversation_client import Handle, described, first_memo, say, status_of, stop, view
 from options.ui_messages import Chunk, UIMessage, ui_messages
 from options.ui_stream import conversation_stream, server_sent_events, turn_stream, wake
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 PAGE = (Path(__file__).parent / "web.html").read_text()
 HEADERS = {"Content-Security-Policy": policy_of(PAGE), "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}

@@ -26,6 +26,7 @@ from vercel_ai_sdk.ai_gateway.protocol import build_request_body, messages_to_v3
 
 from bridge.failures import MalformedStream, is_final_status
 from bridge.messages import unique_id
+from bridge.pacing import Pace
 from bridge.wire import ProviderTool, encodable, is_provider_executed, message_of, metadata_of, part_of, text_of
 from options.http import check_url, http_client
 
@@ -95,7 +96,7 @@ class GatewayModel(ai.LanguageModel):
         self.finish_reason = None
         body = await build_request_body([], tools, output_type)
         body["prompt"] = [entry for message in messages for entry in await _prompt(message)]
-        answer, (url, key) = _Answer(), environment()
+        answer, pace, has_changed, (url, key) = _Answer(), Pace(), False, environment()
         headers = {
             "Authorization": f"Bearer {key}",
             "ai-gateway-protocol-version": "0.0.1",
@@ -110,8 +111,10 @@ class GatewayModel(ai.LanguageModel):
             aclosing(_parts(response)) as parts,
         ):
             async for part in parts:
-                if answer.add(part):
+                has_changed |= answer.add(part)
+                if has_changed and await pace.is_time():
                     yield answer.message()
+                    has_changed = False
                 if answer.finish_reason is not None:  # the answer is whole, and paid for: no matter how the stream ends
                     if not await _has_ended(parts):
                         await client.aclose()

@@ -20,7 +20,8 @@ with workflow.unsafe.imports_passed_through():
     from durable import TemporalLanguageModel, temporal_tool
     from options.approvals import ask_a_person_if
     from options.continuing import Carried, ContinuingModel
-    from workflow import AgentAnswer, AgentRequest, agent
+    from workflow import agent
+    from workflow_types import AgentAnswer, AgentRequest
 
 
 class Forecast(pydantic.BaseModel):

@@ -37,7 +37,8 @@ from app import devserver
 from durable import HEARTBEAT_TIMEOUT
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer, AgentRequest
 
 # What one of the many processes has compiled is for all of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

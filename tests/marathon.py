@@ -25,7 +25,8 @@ import main
 from app import command_line, devserver
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 
 class Script:

@@ -30,7 +30,8 @@ from app import command_line
 from app.demo import CITIES
 from options.conversation import ConversationState, ConversationView, TurnResult, UserMessage
 from options.conversation_client import Handle, ask, end, first_memo, say, stop, turn_under_way, view
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 WAYS = ["asked", "signalled twice", "sent by main.py", "sent by main.py"]
 GONE = (

@@ -32,7 +32,8 @@ from terminal import Terminal
 from app import command_line
 from options.approvals import APPROVAL, Approval, ask_a_person, ask_a_person_if, open_questions
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 PROMPT = "Allow it? (y, or n and why)"
 TOKYO, PARIS = ("a", "get_weather", {"city": "Tokyo"}), ("b", "get_weather", {"city": "Paris"})

@@ -21,7 +21,8 @@ from bridge.wire import text_of
 from options.approvals import open_questions
 from options.conversation import STOP, ConversationState, UserMessage
 from options.conversation_client import Start, ask, end, first_memo, say, status_of, stop, turn_under_way, view
-from workflow import AgentAnswer, AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentAnswer, AgentRequest
 
 type Agent = WorkflowHandle[AgentWorkflow, AgentAnswer]
 

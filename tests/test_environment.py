@@ -13,7 +13,8 @@ from standin import tools as calls
 from temporalio.client import Client
 
 from app.demo import NOTICE
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 
@@ -178,7 +179,8 @@ from temporalio.client import Client
 from options.gateway import GatewayModel
 from main import make_worker
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 async def begin(address):
     client = await Client.connect(address, plugins=[DurableAgents(GatewayModel)])

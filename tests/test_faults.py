@@ -25,7 +25,8 @@ from app.demo import Part, finish, gateway_error
 from durable import MODEL_OPTIONS, TOOL_OPTIONS
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 type Execute = Callable[..., Awaitable[Any]]
 

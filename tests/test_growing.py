@@ -42,7 +42,8 @@ from bridge.watching import watch
 from options.approvals import APPROVAL, QUESTION_MEMO, Approval, open_questions
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 KEY = "the-api-key-of-the-tests"
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"

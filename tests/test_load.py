@@ -53,7 +53,8 @@ from bridge.watching import watch
 from bridge.wire import LiveText, ToolCall
 from options.gateway import GatewayFailure, GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 BOUND = 30
 """Seconds, for what takes a few."""

@@ -16,7 +16,7 @@ from options.conversation import MEMO, Status
 from options.conversation_client import status_of, view
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest
+from workflow_types import AgentRequest
 
 
 def reply(call: Call) -> Response:

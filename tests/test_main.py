@@ -22,7 +22,8 @@ from temporalio.client import Client
 
 from app import command_line, devserver
 from app.demo import NOTICE
-from workflow import AgentRequest, AgentWorkflow
+from workflow import AgentWorkflow
+from workflow_types import AgentRequest
 
 TOKYO = "Tokyo: 18.4 °C, partly cloudy, wind 12.1 km/h.\n"
 NO_KEY = {"AI_GATEWAY_API_KEY": ""}

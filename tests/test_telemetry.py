@@ -41,7 +41,8 @@ from bridge.telemetry import _Handlers, _warn
 from bridge.transcript import TRANSCRIPT_QUERY
 from options.gateway import GatewayModel
 from plugin import DurableAgents
-from workflow import AgentRequest, AgentWorkflow, agent
+from workflow import AgentWorkflow, agent
+from workflow_types import AgentRequest
 
 COMPARE = "Compare the weather and the population of New York and Los Angeles"
 TOKYO = "Weather in Tokyo"

@@ -1,0 +1,36 @@
+"""What a run of `AgentWorkflow` is given, and what it returns.
+
+In a file of its own, which the sandbox passes through: what pydantic makes of a class takes a millisecond and 60 KB,
+and in workflow.py it would be made again for every run.
+"""
+
+from datetime import timedelta
+
+import pydantic
+
+from options.conversation import ConversationRequest, ConversationState
+
+
+class AgentRequest(ConversationRequest):
+    """Input of `AgentWorkflow`."""
+
+    model: str
+    max_model_calls: int = 50
+    """See `TemporalLanguageModel`."""
+    max_tokens: int | None = None
+    """The same."""
+    approve: bool = False
+    """Whether a person is asked before each tool call."""
+    stay_open: bool = False
+    """Whether to wait for more messages when all are answered."""
+    idle_limit: timedelta | None = None
+    """For how long."""
+
+
+class AgentAnswer(pydantic.BaseModel):
+    """Result of `AgentWorkflow`. `finish_reason` tells why an answer was cut: `length`, `content-filter`, `stopped`."""
+
+    text: str
+    finish_reason: str | None = None
+    conversation: ConversationState | None = None
+    """All that was said, for a run that goes on from here."""
