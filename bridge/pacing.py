@@ -19,9 +19,6 @@ MANY = 50
 EVERY = 0.25
 """Seconds from one moment to the next. It is also how much later an answer may be complete."""
 
-SOON = 1.0
-"""Seconds from the first part of an answer on in which it is read as it comes: a short answer is not held up."""
-
 
 class Pace:
     """For a model class, in one call: when to hand on what has come so far.
@@ -36,25 +33,26 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._since = 0.0
-        self._was_read = False  # together with the part before
+        self._is_first = True
+        self._came_together = False  # with something before it
 
     async def is_time(self) -> bool:
-        """Wait for the next moment, if this worker has much to do. Returns False for what was read already."""
-        if self._was_read:
+        """Wait for the next moment, if this worker has much to do. Returns False for what came together with something
+        before it. There is no wait at first: what comes all at once is not held up."""
+        if self._came_together:
             return False
-        now = self._loop.time()
-        self._since = self._since or now
-        if now - self._since > SOON and calls_under_way() >= MANY and not _is_watched():
-            await asyncio.sleep(EVERY - now % EVERY)
-            # What comes before the event loop comes round was read together with this.
-            self._was_read = True
-            self._loop.call_soon(self._came_round)
+        if calls_under_way() >= MANY and not _is_watched():
+            loop = asyncio.get_running_loop()
+            if not self._is_first:
+                await asyncio.sleep(EVERY - loop.time() % EVERY)
+            # What comes before the event loop comes round was read already.
+            self._came_together = True
+            loop.call_soon(self._came_round)
+        self._is_first = False
         return True
 
     def _came_round(self) -> None:
-        self._was_read = False
+        self._came_together = False
 
 
 def _is_watched() -> bool:
