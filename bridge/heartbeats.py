@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -47,11 +47,13 @@ LIVE_LIMIT = 20_000
 def heartbeats() -> Iterator["Live"]:
     """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
     live = Live()
+    token = _live.set(live)
     _pulse.add(live)
     try:
         yield live
     finally:
         _pulse.remove(live)
+        _live.reset(token)
 
 
 class Live:
@@ -221,6 +223,15 @@ class _Pulse:
 
 
 _pulse = _Pulse()
+
+
+_live: ContextVar[Live] = ContextVar("live")
+
+
+def show(message: ai.Message) -> None:
+    """In an activity that heartbeats: have whoever watches see this message so far."""
+    if live := _live.get(None):
+        live.show(message)
 
 
 def calls_under_way() -> int:

@@ -7,10 +7,12 @@ they come.
 """
 
 import asyncio
+from collections.abc import Callable
 
+import vercel_ai_sdk as ai
 from temporalio import activity
 
-from bridge.heartbeats import calls_under_way
+from bridge.heartbeats import calls_under_way, show
 from bridge.watching import is_watched
 
 MANY = 50
@@ -21,38 +23,46 @@ EVERY = 0.25
 
 
 class Pace:
-    """For a model class, in one call: when to hand on what has come so far.
+    """For a model class, in one call: when to yield what has come so far.
 
-        pace = Pace()
+        pace = Pace(answer.message)
         async for part in parts:
             answer.add(part)
             if await pace.is_time():
                 yield answer.message()
 
-    What is not handed on has to be in the next message. Outside of an activity it is always time.
+    Outside of an activity it is always time.
+
+    Args:
+        so_far: The message with all that has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, so_far: Callable[[], ai.Message]) -> None:
+        self._so_far = so_far
         self._is_first = True
-        self._came_together = False  # with something before it
+        self._came_together = self._is_held_back = False
 
     async def is_time(self) -> bool:
         """Wait for the next moment, if this worker has much to do. Returns False for what came together with something
-        before it. There is no wait at first: what comes all at once is not held up."""
+        before it: it will be in the next message. There is no wait at first, so an answer that comes all at once is not
+        held up."""
         if self._came_together:
+            self._is_held_back = True
             return False
         if calls_under_way() >= MANY and not _is_watched():
             loop = asyncio.get_running_loop()
             if not self._is_first:
                 await asyncio.sleep(EVERY - loop.time() % EVERY)
             # What comes before the event loop comes round was read already.
-            self._came_together = True
+            self._came_together, self._is_held_back = True, False
             loop.call_soon(self._came_round)
         self._is_first = False
         return True
 
     def _came_round(self) -> None:
         self._came_together = False
+        if self._is_held_back:  # the model may be silent from here on, and somebody may begin to watch
+            show(self._so_far())
 
 
 def _is_watched() -> bool:

@@ -96,7 +96,8 @@ class GatewayModel(ai.LanguageModel):
         self.finish_reason = None
         body = await build_request_body([], tools, output_type)
         body["prompt"] = [entry for message in messages for entry in await _prompt(message)]
-        answer, pace, has_changed, (url, key) = _Answer(), Pace(), False, environment()
+        answer, (url, key) = _Answer(), environment()
+        pace = Pace(answer.message)
         headers = {
             "Authorization": f"Bearer {key}",
             "ai-gateway-protocol-version": "0.0.1",
@@ -111,10 +112,8 @@ class GatewayModel(ai.LanguageModel):
             aclosing(_parts(response)) as parts,
         ):
             async for part in parts:
-                has_changed |= answer.add(part)
-                if has_changed and await pace.is_time():
+                if answer.add(part) and await pace.is_time():
                     yield answer.message()
-                    has_changed = False
                 if answer.finish_reason is not None:  # the answer is whole, and paid for: no matter how the stream ends
                     if not await _has_ended(parts):
                         await client.aclose()

@@ -189,12 +189,15 @@ def event(part: object, end: str = "\n", field: str = "data: ") -> bytes:
     return f"{field}{dumps(part, ensure_ascii=False)}{end}{end}".encode()
 
 
-def raw(*chunks: bytes, media_type: str = "text/event-stream") -> Reply:
-    """A stream of just these bytes, each of the chunks on its own."""
+def raw(*chunks: bytes | threading.Event, media_type: str = "text/event-stream") -> Reply:
+    """A stream of just these bytes, each of the chunks on its own. Waits for an event between them."""
 
     async def generate() -> AsyncIterator[bytes]:
         for chunk in chunks:
-            yield chunk
+            if isinstance(chunk, threading.Event):
+                await asyncio.to_thread(chunk.wait)
+            else:
+                yield chunk
 
     return lambda call: StreamingResponse(generate(), media_type=media_type)
 

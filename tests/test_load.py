@@ -15,10 +15,10 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any, override
+from typing import Any, ClassVar, override
 
 import agents
 import httpx
@@ -26,7 +26,7 @@ import pytest
 import vercel_ai_sdk as ai
 from conftest import ROOT, RunMain, StartMain, make_worker
 from processes import end, first_line, kill, line_with
-from standin import Reply, StandIn, hang, held, parts, text, text_parts
+from standin import Reply, StandIn, event, hang, held, parts, raw, text, text_parts
 from standin import tools as calls
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType, PendingActivityState
@@ -48,6 +48,7 @@ import tools
 from activities import tool_call_activity
 from app.command_line import TASK_QUEUE
 from app.demo import Part, finish
+from bridge.pacing import MANY
 from bridge.tools import tool_functions
 from bridge.watching import watch
 from bridge.wire import LiveText, ToolCall
@@ -533,6 +534,58 @@ async def test_3_watching_a_run_that_has_asked_nothing_yet_harms_nothing(start: 
     await handle.signal(agents.LaterWorkflow.begin)
     assert await result_of(handle) == "the answer"
     await watch(handle)  # nor does watching one that is over
+
+
+class CountingModel(GatewayModel):
+    """The model as it is. Remembers each text that it yielded."""
+
+    yielded: ClassVar[list[str]] = []
+
+    @override
+    async def stream(self, messages: list[ai.Message], *args: Any, **options: Any) -> AsyncGenerator[ai.Message]:
+        async for message in super().stream(messages, *args, **options):
+            if any(message.text.startswith("counted") for message in messages):
+                self.yielded.append(message.text)
+            yield message
+
+
+@pytest.mark.parametrize("others", [0, MANY])
+async def test_3_a_busy_worker_takes_in_at_once_what_came_together(
+    client: Client, start: Start, standin: StandIn, reads: Callable[..., Awaitable[None]], others: int
+) -> None:
+    end = threading.Event()
+    words = [f"{number} " for number in range(30)]
+    first, *deltas, last = map(event, text_parts(*words, *words))
+    together, rest = b"".join([first, *deltas[:30]]), b"".join(deltas[30:])
+    standin.play(*[held(end, text("the answer"))] * others)
+    CountingModel.yielded.clear()
+    plugin = DurableAgents(CountingModel)
+    async with make_worker(
+        await Client.connect(client.service_client.config.target_host, plugins=[plugin]), queue := uuid.uuid4().hex
+    ):
+        handles = [await start(agents.AnswerWorkflow, task_queue=queue) for _ in range(others)]
+        await arrived(standin, others)
+        standin.play(raw(together, end, rest, last, event(finish("stop")), b"data: [DONE]\n\n"))
+        handle = await start(agents.AnswerWorkflow, "counted", task_queue=queue)
+
+        async def has_begun() -> bool | None:
+            await asyncio.sleep(0)
+            return bool(CountingModel.yielded) or None
+
+        try:
+            await until(has_begun)
+            await watch(handle)
+            await reads(handle, "".join(words))  # all of it, although the model is silent now
+            read_together = list(CountingModel.yielded)
+        finally:
+            end.set()
+        assert await result_of(handle) == "".join(words * 2)
+        assert await asyncio.gather(*map(result_of, handles)) == ["the answer"] * others
+    if others:
+        assert len(read_together) < 10
+    else:
+        assert read_together == ["".join(words[:number]) for number in range(31)]
+    assert len(standin.calls) == others + 1
 
 
 # ── 4. Connections ───────────────────────────────────────────────────────────────────────────────────────
