@@ -4,6 +4,7 @@ import asyncio
 import faulthandler
 import fcntl
 import functools
+import gc
 import inspect
 import os
 import shutil
@@ -39,6 +40,9 @@ from options.gateway import GatewayModel
 from plugin import DurableAgents
 from workflow import AgentWorkflow
 from workflow_types import AgentAnswer, AgentRequest
+
+# A look through all that was imported takes half a second on a busy machine. In a workflow task that is a deadlock soon.
+gc.freeze()
 
 # What one of the many processes has compiled is for all of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -461,6 +461,7 @@ def test_the_private_names_of_the_sdk_are_still_there() -> None:
 
 CALLS = "        await asyncio.gather(*(ai.execute_tool(call, message) for call in result.tool_calls))\n"
 CHANGES = {
+    "    import vercel_ai_sdk as ai\n": "    import pydantic\n    import vercel_ai_sdk as ai\n",
     "    from tools import": "    from options.hooks import temporal_hooks\n    from tools import",
     CALLS: """\
         await asyncio.gather(*(ask_and_call(call, message) for call in result.tool_calls))
