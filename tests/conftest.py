@@ -41,7 +41,7 @@ from plugin import DurableAgents
 from workflow import AgentWorkflow
 from workflow_types import AgentAnswer, AgentRequest
 
-# A look through all that was imported takes half a second on a busy machine. In a workflow task that is a deadlock soon.
+# To look through all that was imported takes half a second on a busy machine, and in a workflow task that is too long.
 gc.freeze()
 
 # What one of the many processes has compiled is for all of them.
