@@ -47,13 +47,12 @@ LIVE_LIMIT = 20_000
 def heartbeats() -> Iterator["Live"]:
     """Heartbeat while the body runs, also while it only waits: it is how the server knows that the worker lives."""
     live = Live()
-    token = _live.set(live)
+    _live.set(live)  # until the end of the activity, which has a context of its own
     _pulse.add(live)
     try:
         yield live
     finally:
         _pulse.remove(live)
-        _live.reset(token)
 
 
 class Live:
@@ -171,14 +170,11 @@ class _Pulse:
         self._lives: set[Live] = set()
         self._seen: dict[asyncio.AbstractEventLoop, float] = {}
         """When each event loop last came round, by the monotonic clock."""
-        self._asked: dict[asyncio.AbstractEventLoop, float] = {}
-        """When each was last asked to."""
         self._any = threading.Event()
         self._lock = threading.Lock()
         self._started = False
 
-    @property
-    def size(self) -> int:
+    def __len__(self) -> int:
         return len(self._lives)
 
     def add(self, live: Live) -> None:
@@ -196,17 +192,17 @@ class _Pulse:
             if not self._lives:
                 self._any.clear()
                 self._seen.clear()
-                self._asked.clear()
 
     def _run(self) -> None:
+        asked = 0.0
         while True:
             self._any.wait()
             with self._lock:
                 lives = list(self._lives)
             now = time.monotonic()
-            for loop in {live.loop for live in lives}:
-                if now - self._asked.get(loop, 0.0) > ASK_LOOPS_SECONDS:
-                    self._asked[loop] = now
+            if now - asked > ASK_LOOPS_SECONDS:
+                asked = now
+                for loop in {live.loop for live in lives}:
                     with suppress(RuntimeError):  # it is closed
                         loop.call_soon_threadsafe(self._came_round, loop)
             noisy = noisy_runs()
@@ -224,8 +220,8 @@ class _Pulse:
 
 _pulse = _Pulse()
 
-
 _live: ContextVar[Live] = ContextVar("live")
+"""That of the current activity."""
 
 
 def show(message: ai.Message) -> None:
@@ -236,4 +232,4 @@ def show(message: ai.Message) -> None:
 
 def calls_under_way() -> int:
     """How many activities of this process heartbeat."""
-    return _pulse.size
+    return len(_pulse)
