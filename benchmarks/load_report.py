@@ -157,6 +157,17 @@ def targets(results: Results) -> list[Target]:
         found.append(Target("model and tool calls made as often as needed", made, met))
         sizes = ", ".join(f"{run.megabytes:.2f} with {run.agents:,}" for run in runs)
         found.append(Target("below 0.3 MB of memory an agent", sizes, all(run.megabytes < 0.3 for run in runs)))
+    for run in runs:
+        for floor in (one for one in results.of(FLOOR) if one.agents == run.agents and one.seconds is not None):
+            more = run.worker_cpu / floor.worker_cpu
+            measured = f"{milliseconds(run, run.worker_cpu)} ms, {more:.2f} times"
+            found.append(
+                Target(
+                    f"worker CPU an agent within 1.3 times the floor's, {run.agents:,} agents", measured, more <= 1.3
+                )
+            )
+    if (token := results.slope(SAMPLE, lambda run: run.worker_cpu)) is not None:
+        found.append(Target("30 µs of worker CPU for a token", f"{token:.0f} µs", token <= 30))
     return found
 
 

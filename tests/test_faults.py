@@ -175,7 +175,7 @@ async def test_fifty_tool_calls_in_one_turn(start_agent: StartAgent, standin: St
     assert Counter(standin.lookups) == Counter(cities * 10)
 
 
-@pytest.mark.parametrize(("each", "cached"), [(50, 1000), (10, 2)])
+@pytest.mark.parametrize(("each", "cached"), [(25, 1000), (10, 2)])
 @pytest.mark.usefixtures("standin")
 async def test_many_runs_at_once_each_have_their_own_transcript(
     client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, each: int, cached: int
