@@ -5,7 +5,9 @@ pool inside of httpx looks at every connection for every request, which takes mi
 """
 
 import asyncio
+import functools
 import ipaddress
+import ssl
 import time
 import urllib.request
 from collections import defaultdict, deque
@@ -16,15 +18,18 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-TLS = httpx.create_ssl_context()
-"""Made once: it takes 30 ms."""
-
 KEEP_SECONDS = 60.0
 """How long to keep a connection that nobody uses. Servers and what is between close it after a minute or more."""
 
 LIMITS = httpx.Limits(max_connections=1, keepalive_expiry=KEEP_SECONDS)
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+@functools.cache
+def tls() -> ssl.SSLContext:
+    """The settings of encrypted connections. They are made once, when they are needed, since that takes 40 ms."""
+    return httpx.create_ssl_context()
 
 
 def check_url(name: str, url: str) -> None:
@@ -74,7 +79,7 @@ async def http_client(url: str, timeouts: httpx.Timeout) -> AsyncGenerator[httpx
 
 def _new_client(proxy: str | None) -> httpx.AsyncClient:
     # Without `trust_env`: httpx prepares every proxy that it finds, needed or not, and fails at one it does not know.
-    transport = _OnceMore(verify=TLS, trust_env=False, proxy=proxy, limits=LIMITS)
+    transport = _OnceMore(verify=tls(), trust_env=False, proxy=proxy, limits=LIMITS)
     return httpx.AsyncClient(transport=transport, trust_env=False)
 
 

@@ -16,7 +16,7 @@ import httpx
 from mcp.types import ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCResponse, RequestId
 
 from bridge.failures import is_final, is_final_status, one_line
-from options.http import TLS, proxy_for
+from options.http import proxy_for, tls
 
 FAILED = 1
 """Code of an error that this client makes. Those of MCP are negative."""
@@ -47,7 +47,7 @@ class HttpClient(httpx.AsyncClient):
         self._what = what
         # Compressed, a stream could not be added to. Connections are as many as the calls that the worker has at once.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        transport = httpx.AsyncHTTPTransport(verify=TLS, trust_env=False, limits=limits, proxy=proxy_for(url))
+        transport = httpx.AsyncHTTPTransport(verify=tls(), trust_env=False, limits=limits, proxy=proxy_for(url))
         headers = {"Accept-Encoding": "identity", **headers}
         super().__init__(transport=transport, trust_env=False, timeout=TIMEOUT, headers=headers, auth=auth)
 
