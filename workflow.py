@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from temporalio import workflow
 
 # The sandbox loads this file anew for every run. A module that is passed through is loaded once for the whole worker:
-# large libraries, for speed, and the tools, so that the activities find them.
+# large libraries and pydantic classes, for speed, and the tools, so that the activities find them.
 with workflow.unsafe.imports_passed_through():
     import vercel_ai_sdk as ai
 
