@@ -221,7 +221,7 @@ class _Pulse:
 _pulse = _Pulse()
 
 _live: ContextVar[Live] = ContextVar("live")
-"""That of the current activity."""
+"""The one of the current activity."""
 
 
 def show(message: ai.Message) -> None:

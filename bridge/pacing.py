@@ -1,9 +1,9 @@
 """How often a worker with much to do reads the answers of its models.
 
-To read a connection costs more than what is in it, a token or two. A worker with hundreds of answers that come in at
-once would do little else. So it reads all of them at the same moments, four times a second. What comes in meanwhile
-waits with the operating system. Nobody has to wait for that text: when somebody watches a run, its answers are read as
-they come.
+A read of a connection costs more than the token or two that it brings. A worker with hundreds of answers that come in
+at once would do little else. So it reads all of them at the same moments, four times a second. Tokens that come in
+meanwhile wait with the operating system. Nobody has to wait for them: when somebody watches a run, its answers are read
+as they come.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ class Pace:
         self._came_together = self._is_held_back = False
 
     async def is_time(self) -> bool:
-        """Wait for the next moment, if this worker has much to do. Returns False for what came together with something
-        before it: it will be in the next message. There is no wait at first, so an answer that comes all at once is not
-        held up."""
+        """Wait for the next moment, if this worker has much to do. Returns False for a part that came together with one
+        before it: both will be in the next message. There is no wait at first, so an answer that comes all at once is
+        not held up."""
         if self._came_together:
             self._is_held_back = True
             return False
-        if calls_under_way() >= MANY and not _is_watched():
+        if calls_under_way() >= MANY and activity.in_activity() and not is_watched(activity.info().workflow_id or ""):
             loop = asyncio.get_running_loop()
             if not self._is_first:
                 await asyncio.sleep(EVERY - loop.time() % EVERY)
-            # What comes before the event loop comes round was read already.
+            # A part that comes before the event loop comes round was read already.
             self._came_together, self._is_held_back = True, False
             loop.call_soon(self._came_round)
         self._is_first = False
@@ -63,7 +63,3 @@ class Pace:
         self._came_together = False
         if self._is_held_back:  # the model may be silent from here on, and somebody may begin to watch
             show(self._so_far())
-
-
-def _is_watched() -> bool:
-    return not activity.in_activity() or is_watched(activity.info().workflow_id or "")

@@ -72,7 +72,7 @@ def is_hurried(workflow_id: str) -> bool:
 
 
 def noisy_runs() -> set[str]:
-    """The ids of the workflows of which either is true, or was a short while ago."""
+    """The ids of the workflows that are watched or hurried, or were so a short while ago."""
     return {*list(_watched_until), *list(_hurried_until)}
 
 
